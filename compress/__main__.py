@@ -1,0 +1,6 @@
+"""`python -m compress` lists the jobs of this package."""
+
+from pipelines.console.job import list_jobs
+
+if __name__ == "__main__":
+    list_jobs("compress")

@@ -1,0 +1,111 @@
+"""Files and folders that exist whole or not at all."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipelines.errors import UsageError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically: write beside it, flush to disk, rename. A failure leaves the old file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """`write_bytes` of indented JSON with a final newline."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """`write_bytes` of comma-separated rows."""
+    lines: list[str] = []
+    writer = csv.writer(_Lines(lines), lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, "".join(lines))
+
+
+class _Lines:
+    """The least a csv.writer needs."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def write(self, text: str) -> int:
+        self._lines.append(text)
+        return len(text)
+
+
+@contextmanager
+def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when it is complete.
+
+    Args:
+        target: The folder to make.
+        overwrite: Replace a folder that is there already; otherwise that is an error.
+
+    Yields:
+        A fresh folder beside the target; renamed to it on success, removed on failure.
+
+    Raises:
+        UsageError: The target exists and `overwrite` is False, or is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, not a folder; choose another --out")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise UsageError(f"{target} is there already; choose another --out or give --overwrite true to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if target.is_dir():
+            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            target.rename(old)
+            aside.rename(target)
+            shutil.rmtree(old)
+        else:
+            aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def inside(root: Path, name: str) -> Path | None:
+    """Resolve a relative path that stands in a data file, refusing any that leaves the root.
+
+    Args:
+        root: The folder that the data file may speak of.
+        name: A path with forward slashes, as data files carry it.
+
+    Returns:
+        The path, or None when it is absolute, climbs out, or leads out through a symbolic link.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+        return None
+    path = root / pure
+    resolved_root = root.resolve()
+    return path if resolved_root in path.resolve().parents else None
