@@ -121,7 +121,11 @@ def _tiff_orientation(tiff: bytes) -> int:
 
 
 def decode(
-    data: bytes | memoryview | NDArray[np.uint8], *, header: Header | None = None, min_height: int = 0, min_width: int = 0
+    data: bytes | memoryview | NDArray[np.uint8],
+    *,
+    header: Header | None = None,
+    min_height: int = 0,
+    min_width: int = 0,
 ) -> Pixels:
     """Decode to RGB, upright, strictly: a truncated or damaged file is an error, never grey pixels.
 

@@ -117,7 +117,9 @@ def run_job(
 
 def _os_error_text(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    return f"the operating system refused: {error.strerror or error}{where}; free space or mend the path, then run again"
+    return (
+        f"the operating system refused: {error.strerror or error}{where}; free space or mend the path, then run again"
+    )
 
 
 def list_jobs(package_name: str) -> None:

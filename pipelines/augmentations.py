@@ -1,0 +1,218 @@
+"""The augmentation ops as data: names, units, ranges, signs, and the numbers an engine needs to carry one out.
+
+Ranges are those of the AutoAugment family as the two seed systems used them (Cubuk et al., "AutoAugment", CVPR 2019,
+table 6; "RandAugment", 2020). Two things differ from them on purpose: Rotate goes both ways, and shears turn about the centre of the
+image instead of its corner, so that the object stays in the frame.
+"""
+
+from dataclasses import dataclass
+from math import cos, radians, sin
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILL = 128
+"""Grey level of pixels that come from outside the image, of cut-outs and of square padding."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One augmentation.
+
+    Attributes:
+        name: The field's name for it.
+        unit: What the value means.
+        low: Value of the weakest effect.
+        high: Value of the strongest effect; may lie below `low` (Solarize's threshold falls).
+        signed: The value is negated for half of the samples.
+        whole: The value is rounded to a whole number.
+    """
+
+    name: str
+    unit: str
+    low: float = 0.0
+    high: float = 0.0
+    signed: bool = False
+    whole: bool = False
+
+    @property
+    def has_value(self) -> bool:
+        """False for ops that have no strength: Invert, AutoContrast, Equalize."""
+        return self.low != self.high
+
+
+IDENTITY = Op("Identity", "none")
+
+OPS: tuple[Op, ...] = (
+    IDENTITY,
+    Op("Invert", "none"),
+    Op("Contrast", "factor - 1", 0.0, 0.9, signed=True),
+    Op("AutoContrast", "none"),
+    Op("Rotate", "degrees, counter-clockwise", 0.0, 30.0, signed=True),
+    Op("TranslateX", "share of the side, to the right", 0.0, 150 / 331, signed=True),
+    Op("TranslateY", "share of the side, downwards", 0.0, 150 / 331, signed=True),
+    Op("Cutout", "share of the side", 0.0, 0.5),
+    Op("Brightness", "factor - 1", 0.0, 0.9, signed=True),
+    Op("Equalize", "none"),
+    Op("Solarize", "threshold", 256.0, 0.0),
+    Op("Posterize", "bits kept", 8.0, 4.0, whole=True),
+    Op("Sharpness", "factor - 1", 0.0, 0.9, signed=True),
+    Op("ShearX", "offset to the right per row downwards", 0.0, 0.3, signed=True),
+    Op("ShearY", "offset downwards per column to the right", 0.0, 0.3, signed=True),
+)
+"""All ops; an op's position is its code in a plan, so new ops go to the end. Code 0 changes nothing."""
+
+CODES: dict[str, int] = {op.name: code for code, op in enumerate(OPS)}
+GEOMETRIC: frozenset[str] = frozenset({"Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY"})
+"""Ops that are one affine map each."""
+
+IDENTITY_AFFINE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An op as a policy offers it.
+
+    Attributes:
+        op: Name of the op.
+        low: Value of the weakest effect, in the op's unit.
+        high: Value of the strongest effect.
+        probability: Share of the samples that get the op once it was chosen; the others stay as they are.
+    """
+
+    op: str
+    low: float
+    high: float
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.op not in CODES:
+            raise ValueError(f"unknown op {self.op!r}; the ops are {', '.join(CODES)}")
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"{self.op}: probability must be in [0, 1], got {self.probability}")
+        op = OPS[CODES[self.op]]
+        least, most = sorted((op.low, op.high))
+        if not (least <= self.low <= most and least <= self.high <= most):
+            raise ValueError(f"{self.op}: range [{self.low}, {self.high}] leaves [{least}, {most}] ({op.unit})")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may happen to a copy: in each of `slots` turns one of the choices, evenly.
+
+    Attributes:
+        name: For people and manifests.
+        choices: The ops to choose from.
+        slots: Number of ops applied one after the other.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+    slots: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            raise ValueError(f"policy {self.name!r} offers no op")
+        if not 1 <= self.slots <= 16:
+            raise ValueError(f"policy {self.name!r}: ops per copy must be 1 to 16, got {self.slots}")
+
+
+def full_range(name: str, probability: float = 1.0) -> Choice:
+    """A choice over the whole range of an op."""
+    op = OPS[CODES[name]]
+    return Choice(name, op.low, op.high, probability)
+
+
+def affine(name: str, value: float, size: int) -> Affine:
+    """The affine map of a geometric op, from output to input.
+
+    Args:
+        name: One of `GEOMETRIC`.
+        value: Signed value in the op's unit.
+        size: Side of the square image in px.
+
+    Returns:
+        Rows (a, b, c), (d, e, f): the output point (x, y) shows the input point (a x + b y + c, d x + e y + f), in
+        continuous coordinates: the centre of the first pixel is (0.5, 0.5).
+    """
+    half = size / 2
+    if name == "Rotate":
+        c, s = cos(radians(value)), sin(radians(value))
+        return ((c, -s, half - c * half + s * half), (s, c, half - s * half - c * half))
+    if name == "TranslateX":
+        return ((1.0, 0.0, -value * size), (0.0, 1.0, 0.0))
+    if name == "TranslateY":
+        return ((1.0, 0.0, 0.0), (0.0, 1.0, -value * size))
+    if name == "ShearX":
+        return ((1.0, -value, value * half), (0.0, 1.0, 0.0))
+    if name == "ShearY":
+        return ((1.0, 0.0, 0.0), (-value, 1.0, value * half))
+    raise ValueError(f"{name} is no affine map")
+
+
+def cutout_box(value: float, centre: tuple[float, float], size: int) -> tuple[int, int, int, int]:
+    """The rectangle that Cutout paints (DeVries and Taylor, 2017): a square, clipped to the image.
+
+    Args:
+        value: Side of the square as a share of the image's side.
+        centre: (x, y) as shares of the side, each in [0, 1).
+        size: Side of the image in px.
+
+    Returns:
+        (left, top, width, height) in px.
+    """
+    side = int(value * size + 0.5)
+    left, top = int(centre[0] * size) - side // 2, int(centre[1] * size) - side // 2
+    right, bottom = min(left + side, size), min(top + side, size)
+    left, top = max(left, 0), max(top, 0)
+    return left, top, max(right - left, 0), max(bottom - top, 0)
+
+
+def point_table(name: str, value: float) -> NDArray[np.uint8]:
+    """The 256-entry table of an op that maps each level by itself: Invert, Brightness, Solarize, Posterize.
+
+    Args:
+        name: The op.
+        value: Value in the op's unit.
+
+    Returns:
+        uint8 [256].
+    """
+    levels = np.arange(256)
+    if name == "Invert":
+        return (255 - levels).astype(np.uint8)
+    if name == "Brightness":
+        return linear_table(1.0 + value, 0.0)
+    if name == "Solarize":
+        return np.where(levels >= value, 255 - levels, levels).astype(np.uint8)
+    if name == "Posterize":
+        return (levels & posterize_mask(value)).astype(np.uint8)
+    raise ValueError(f"{name} is no table of one level")
+
+
+def posterize_mask(bits: float) -> int:
+    """The bit mask that keeps the upper `bits` bits."""
+    return (0xFF << (8 - int(bits))) & 0xFF
+
+
+def linear_table(scale: float, offset: float) -> NDArray[np.uint8]:
+    """Levels → round(scale * level + offset), cut to [0, 255]; uint8 [256]."""
+    levels = np.arange(256, dtype=np.float32)
+    return np.clip(np.rint(levels * np.float32(scale) + np.float32(offset)), 0, 255).astype(np.uint8)
+
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green and blue; the centre of Contrast is the image's mean luma, as in Pillow."""
+
+
+def sharpness_kernel(value: float) -> NDArray[np.float32]:
+    """The 3 x 3 filter of Sharpness: the image plus `value` times its difference to Pillow's SMOOTH filter.
+
+    Returns:
+        float32 [3, 3], sums to 1.
+    """
+    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float64) / 13
+    identity = np.zeros((3, 3))
+    identity[1, 1] = 1
+    return ((1 + value) * identity - value * smooth).astype(np.float32)

@@ -1,0 +1,80 @@
+"""What an engine takes, gives and promises."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.fit import Fit
+from pipelines.plan import Plan
+
+Image = NDArray[np.uint8]
+"""uint8 [bytes]: an encoded file; uint8 [height, width, 3]: raw RGB pixels."""
+
+
+@dataclass(frozen=True)
+class RenderSpec:
+    """What every rendered image looks like.
+
+    Attributes:
+        size: Side of the square in px.
+        fit: How other shapes become square, see `pipelines.fit.place`.
+    """
+
+    size: int
+    fit: Fit = "pad"
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.size <= 4096:
+            raise ValueError(f"size must be 4 to 4096 px, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch of work.
+
+    Attributes:
+        images: n images.
+        plan: What happens to them; n samples, any number of rounds.
+        checked: The images are known to be whole (a cache checked them when it was written), so that an engine that
+            cannot report a damaged file need not look for one first.
+        tag: Whatever the caller wants back beside the pixels.
+    """
+
+    images: Sequence[Image]
+    plan: Plan
+    checked: bool = False
+    tag: Any = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The pixels of a job.
+
+    Attributes:
+        pixels: uint8 [rounds, n, size, size, 3] on the engine's device; grey where a sample has an error.
+        errors: Position of each sample that could not be decoded → reason.
+        tag: The job's tag.
+    """
+
+    pixels: torch.Tensor
+    errors: dict[int, str] = field(default_factory=dict)
+    tag: Any = None
+
+
+class Engine(Protocol):
+    """Renders jobs in order, working ahead while the caller uses the last result."""
+
+    name: str
+    device: torch.device
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
+        """Render jobs one after the other; each result is the caller's own memory."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and device memory. The engine cannot be used afterwards."""
+        ...

@@ -1,0 +1,234 @@
+"""The dali engine: the same plan carried out by an NVIDIA DALI graph, on a GPU or on the CPU.
+
+DALI cannot skip a damaged sample (1.34 decodes a truncated JPEG silently, a hard error kills the pipeline), so files that
+nobody has checked yet are checked first, in threads.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.augmentations import FILL, GEOMETRIC, OPS, affine, cutout_box, posterize_mask, sharpness_kernel
+from pipelines.decode import decode, read_header
+from pipelines.engines.base import Image, Job, Rendered, RenderSpec
+from pipelines.engines.cpu import usable_cores
+from pipelines.engines.dali_compat import Dali
+from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
+from pipelines.errors import CorruptSampleError
+from pipelines.fit import WHOLE, Rect, place
+from pipelines.plan import Plan
+
+BATCHES_AHEAD = 2
+
+
+class DaliEngine:
+    """See `pipelines.engines.base.Engine`.
+
+    Args:
+        spec: What the images look like.
+        gpu: Run on the current CUDA device; False runs the graph on the CPU.
+        threads: DALI's CPU threads; 0 takes one per core that this process may use.
+
+    Raises:
+        UsageError: DALI is not installed.
+    """
+
+    name = "dali"
+
+    def __init__(self, spec: RenderSpec, *, gpu: bool, threads: int = 0) -> None:
+        self.spec, self.gpu = spec, gpu
+        self.threads = threads or usable_cores()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        self._dali = Dali()
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
+        self._graphs: dict[tuple[GraphShape, int], Any] = {}
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
+        """Render jobs in order, `BATCHES_AHEAD` of them inside DALI."""
+        waiting: deque[_Fed] = deque()
+        try:
+            for job in jobs:
+                fed = self._prepare(job)
+                if waiting and waiting[0].key != fed.key:  # another graph: finish this one's batches first
+                    while waiting:
+                        yield self._collect(waiting.popleft())
+                self._schedule(fed)
+                waiting.append(fed)
+                if len(waiting) >= BATCHES_AHEAD:
+                    yield self._collect(waiting.popleft())
+            while waiting:
+                yield self._collect(waiting.popleft())
+        finally:
+            while waiting:  # the caller stopped early; DALI must not keep batches of the past
+                self._collect(waiting.popleft())
+
+    def close(self) -> None:
+        """Drop the graphs and stop the threads."""
+        self._graphs.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, job: Job) -> "_Fed":
+        plan, size = job.plan, self.spec.size
+        images, errors = self._checked(job)
+        encoded = bool(images) and images[0].ndim == 1
+        resize = encoded or any(image.shape[:2] != (size, size) for image in images) or _cropped(plan)
+        shape = GraphShape(encoded, resize, plan.rounds if _cropped(plan) else 1, plan.rounds, plan.slots)
+        inputs: dict[str, Any] = {"image": images}
+        if resize:
+            inputs.update(_view_inputs(images, plan, self.spec, shape.views))
+        for number in range(plan.rounds):
+            inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
+            for slot in range(plan.slots):
+                inputs.update(_slot_inputs(plan, number, slot, size))
+        return _Fed(job, images, errors, (shape, _capacity(len(images))), inputs)
+
+    def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
+        """The images as DALI can read them; damaged ones are replaced and reported."""
+        results = [(image, None) for image in job.images] if job.checked else list(self._pool.map(_check, job.images))
+        errors = {index: reason for index, (_, reason) in enumerate(results) if reason is not None}
+        return [image for image, _ in results], errors
+
+    def _schedule(self, fed: "_Fed") -> None:
+        first = fed.key not in self._graphs
+        if first:
+            self._graphs[fed.key] = self._build(*fed.key)
+        pipeline = self._graphs[fed.key]
+        # The first `schedule_run` of a pipeline runs as many batches as its queue is deep; later ones run a single one.
+        copies = BATCHES_AHEAD if first else 1
+        for _ in range(copies):
+            for name, data in fed.inputs.items():
+                pipeline.feed_input(name, data)
+        pipeline.schedule_run()
+        for _ in range(copies - 1):
+            pipeline.share_outputs()
+            pipeline.release_outputs()
+
+    def _build(self, shape: GraphShape, capacity: int) -> Any:  # noqa: ANN401 - a nvidia.dali.Pipeline
+        @self._dali.pipeline_def(
+            enable_conditionals=True,
+            batch_size=capacity,
+            num_threads=self.threads,
+            device_id=self.device.index if self.gpu else None,
+            prefetch_queue_depth=BATCHES_AHEAD,
+        )
+        def graph() -> Any:  # noqa: ANN401
+            return build_graph(self._dali, shape, size=self.spec.size, gpu=self.gpu)
+
+        pipeline = graph()
+        pipeline.build()
+        return pipeline
+
+    def _collect(self, fed: "_Fed") -> Rendered:
+        pipeline, count, size = self._graphs[fed.key], len(fed.images), self.spec.size
+        pixels = torch.empty((fed.job.plan.rounds, count, size, size, 3), dtype=torch.uint8, device=self.device)
+        outputs = pipeline.share_outputs()
+        for number, output in enumerate(outputs):
+            stream = torch.cuda.current_stream() if self.gpu else None
+            self._dali.feed_ndarray(output.as_tensor(), pixels[number], cuda_stream=stream)
+        if self.gpu:
+            torch.cuda.current_stream().synchronize()  # DALI reuses the buffers as soon as they are released
+        pipeline.release_outputs()
+        for index in fed.errors:
+            pixels[:, index] = FILL
+        return Rendered(pixels, fed.errors, fed.job.tag)
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """A job on its way through DALI; keeps alive what DALI reads without a copy."""
+
+    job: Job
+    images: list[Image]
+    errors: dict[int, str]
+    key: tuple[GraphShape, int]
+    inputs: dict[str, Any]
+
+
+def _capacity(count: int) -> int:
+    """Batch sizes are rounded up to a power of two, so that a short last batch needs no new graph."""
+    return max(64, 1 << (count - 1).bit_length())
+
+
+def _cropped(plan: Plan) -> bool:
+    return bool((plan.box != np.array(WHOLE, np.float32)).any())
+
+
+def _check(image: Image) -> tuple[Image, str | None]:
+    """Decode strictly, at an eighth of the size, only to see whether the file is whole."""
+    if image.ndim == 3:
+        return image, None
+    try:
+        header = read_header(image)
+        if header.turbo:
+            decode(image, header=header, min_height=1, min_width=1)
+            return image, None
+        # What only Pillow reads goes to DALI without loss as a PNG.
+        encoded = cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1]
+        return encoded.reshape(-1), None
+    except CorruptSampleError as error:
+        return _GREY_PNG, str(error)
+
+
+_GREY_PNG: Image = cv2.imencode(".png", np.full((8, 8, 3), FILL, np.uint8))[1].reshape(-1)
+
+
+def _size(image: Image) -> tuple[int, int]:
+    return (image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright
+
+
+def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int) -> dict[str, Any]:
+    sizes = [_size(image) for image in images]
+    inputs: dict[str, Any] = {}
+    for view in range(views):
+        table = np.empty((len(images), 8), np.float32)
+        for index, ((height, width), box) in enumerate(zip(sizes, plan.box[view].tolist(), strict=True)):
+            source, target = _placed(height, width, spec, box)
+            ends = (source.top + source.height, source.left + source.width)
+            table[index] = (source.top, source.left, *ends, target.height, target.width, -target.top, -target.left)
+        for part, name in enumerate(("from", "to", "size", "offset")):
+            inputs[f"view{view}_{name}"] = np.ascontiguousarray(table[:, 2 * part : 2 * part + 2])
+    return inputs
+
+
+def _placed(height: int, width: int, spec: RenderSpec, box: list[float]) -> tuple[Rect, Rect]:
+    placement = place(height, width, spec.size, spec.fit, (box[0], box[1], box[2], box[3]))
+    return placement.source, placement.target
+
+
+def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDArray[Any]]:
+    codes, values = plan.op[number, :, slot], plan.value[number, :, slot]
+    count = len(codes)
+    value = values.astype(np.float32)
+    matrix = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (count, 1, 1))
+    kernel = np.tile(sharpness_kernel(0.0), (count, 1, 1))
+    anchor, shape = np.zeros((count, 2), np.float32), np.zeros((count, 2), np.float32)
+    for index in np.flatnonzero(codes):
+        name, strength = OPS[codes[index]].name, float(values[index])
+        if name in ("Brightness", "Contrast"):
+            value[index] = 1.0 + strength
+        elif name == "Posterize":
+            value[index] = posterize_mask(strength)
+        elif name == "Sharpness":
+            kernel[index] = sharpness_kernel(strength)
+        elif name == "Cutout":
+            x, y = plan.centre[number, index, slot].tolist()
+            left, top, width, height = cutout_box(strength, (x, y), size)
+            anchor[index], shape[index] = (top, left), (height, width)
+        elif name in GEOMETRIC:
+            matrix[index] = affine(name, strength, size)
+    prefix = f"op{number}_{slot}_"
+    return {
+        prefix + "code": BRANCH_OF_CODE[codes],
+        prefix + "value": value,
+        prefix + "matrix": matrix,
+        prefix + "kernel": kernel,
+        prefix + "anchor": anchor,
+        prefix + "shape": shape,
+    }
