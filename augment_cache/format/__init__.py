@@ -1,0 +1,1 @@
+"""The cache on disk: shards, manifest, policies, and the cache as a source of samples."""

@@ -1,0 +1,75 @@
+"""A folder of images as train, val and test splits: those that it was cut into, or a seeded, stratified cut made here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import UsageError
+from pipelines.sources import SPLITS, FolderSource, open_folder
+from pipelines.splits import stratified_split
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How a folder without splits is cut.
+
+    Attributes:
+        val: Share of the samples for validation.
+        test: Share of the samples for the test.
+        seed: Which of the possible cuts.
+    """
+
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Split → share; splits with no share are left out."""
+        shares = {"train": 1.0 - self.val - self.test, "val": self.val, "test": self.test}
+        return {name: share for name, share in shares.items() if share > 1e-9}
+
+
+def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool = False) -> dict[str, FolderSource]:
+    """Open a folder of crops or a folder of class folders.
+
+    Args:
+        root: Either holds `train/`, `val/`, `test/` with class folders in each (what the crop job writes), or the class
+            folders themselves.
+        options: How to cut the latter.
+        allow_empty_classes: Accept classes without images.
+
+    Returns:
+        Split name → source, in the order train, val, test; all with the same classes.
+
+    Raises:
+        UsageError: Nothing to open, a class without training images, or shares that make no sense.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders")
+    names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if "train" in names and names <= set(SPLITS):
+        return _open_cut(root, [name for name in SPLITS if name in names], allow_empty_classes=allow_empty_classes)
+    return _cut(open_folder(root, allow_empty_classes=allow_empty_classes), options)
+
+
+def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> dict[str, FolderSource]:
+    classes = sorted(
+        {entry.name for split in splits for entry in (root / split).iterdir() if entry.is_dir() and entry.name[0] != "."}
+    )
+    if not classes:
+        raise UsageError(f"{root / 'train'} holds no class folders; expected {root}/train/CLASS/IMAGE.jpg")
+    # Small classes may be missing from val or test, but a class without training images can never be learned.
+    return {
+        split: open_folder(root / split, classes, allow_empty_classes=allow_empty_classes or split != "train")
+        for split in splits
+    }
+
+
+def _cut(source: FolderSource, options: SplitOptions) -> dict[str, FolderSource]:
+    if options.val < 0 or options.test < 0 or options.val + options.test >= 1:
+        raise UsageError(f"--val {options.val} and --test {options.test} must be shares that leave something to train on")
+    fractions = options.fractions
+    split_of = stratified_split(source.files, source.labels, fractions, options.seed)
+    return {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}

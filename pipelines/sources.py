@@ -1,0 +1,147 @@
+"""Where samples come from. A source is anything with classes, labels, sample ids and `fetch`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import UsageError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+SPLITS = ("train", "val", "test")
+
+
+class Source(Protocol):
+    """Samples with labels.
+
+    Attributes:
+        classes: Class names in index order.
+        labels: int64 [n]; class index of each sample.
+        ids: uint64 [n]; stable sample ids: what the plan is keyed by.
+        checked: The images are known to be whole.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    checked: bool
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
+        """The images of some rows.
+
+        Returns:
+            For each row uint8 [bytes] (an encoded file) or uint8 [height, width, 3] (raw RGB), read-only views where
+            that saves a copy.
+        """
+        ...
+
+    def describe(self, row: int) -> str:
+        """A name for a row that helps to find it: a path, a shard and row."""
+        ...
+
+
+def sample_id(name: str) -> int:
+    """The stable id of a sample: 64 bits of the BLAKE2b hash of its name (class and file name, with forward slashes)."""
+    return int.from_bytes(blake2b(name.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Images in one folder per class, as torchvision's ImageFolder has them.
+
+    Attributes:
+        root: The folder that holds the class folders.
+        classes: Class names, sorted.
+        files: Paths relative to the root, sorted by class and name.
+        labels: int64 [n].
+        ids: uint64 [n]; hash of the relative path.
+        checked: False: files may be damaged.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    checked: bool = False
+
+    def fetch(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Read the files of some rows; a file that is gone reads as empty, which decoding reports."""
+        return [_read(self.root / self.files[row]) for row in rows.tolist()]
+
+    def describe(self, row: int) -> str:
+        """Path of the file."""
+        return str(self.root / self.files[row])
+
+    def subset(self, rows: NDArray[np.int64]) -> "FolderSource":
+        """Some of the samples, in the given order, with the same classes."""
+        files = tuple(self.files[row] for row in rows.tolist())
+        return FolderSource(self.root, self.classes, files, self.labels[rows], self.ids[rows])
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError:
+        return np.empty(0, np.uint8)
+
+
+def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty_classes: bool = False) -> FolderSource:
+    """List the images of a folder of class folders.
+
+    Args:
+        root: The folder.
+        classes: Class names that labels refer to; the names of the folders when absent.
+        allow_empty_classes: Accept classes without images.
+
+    Returns:
+        The source; nothing is decoded yet.
+
+    Raises:
+        UsageError: No such folder, no class folders, a class without images, a folder that is no class, or a file that
+            lies elsewhere (symbolic link out of the root).
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; give a folder that holds one folder of images per class")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names and not classes:
+        raise UsageError(f"{root} holds no class folders; expected {root}/CLASS/IMAGE.jpg")
+    wanted = tuple(classes) if classes is not None else tuple(names)
+    strangers = sorted(set(names) - set(wanted))
+    if strangers:
+        raise UsageError(f"{root / strangers[0]} is none of the classes {', '.join(wanted)}; rename or remove it")
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(wanted):
+        found = _images(root, name) if name in names else []
+        if not found and not allow_empty_classes:
+            raise UsageError(
+                f"class {name!r} has no images in {root}; add some, remove the class, or give --allow_empty_classes true"
+            )
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise UsageError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in its class folders")
+    ids = np.array([sample_id(name) for name in files], np.uint64)
+    return FolderSource(root, wanted, tuple(files), np.array(labels, np.int64), ids)
+
+
+def _images(root: Path, class_name: str) -> list[str]:
+    """Relative paths of the images of a class, at any depth, sorted."""
+    base = root.resolve()
+    found = []
+    for folder, subfolders, names in os.walk(root / class_name):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            path = Path(folder) / name
+            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
+                continue
+            if path.is_symlink() and base not in path.resolve().parents:
+                raise UsageError(f"{path} is a link that leaves {root}; copy the file instead")
+            found.append(path.relative_to(root).as_posix())
+    return sorted(found)
