@@ -66,7 +66,6 @@ CODES: dict[str, int] = {op.name: code for code, op in enumerate(OPS)}
 GEOMETRIC: frozenset[str] = frozenset({"Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY"})
 """Ops that are one affine map each."""
 
-IDENTITY_AFFINE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -122,6 +121,21 @@ def full_range(name: str, probability: float = 1.0) -> Choice:
     """A choice over the whole range of an op."""
     op = OPS[CODES[name]]
     return Choice(name, op.low, op.high, probability)
+
+
+def value_text(op: Op, value: float) -> str:
+    """A value in words, short enough to stand under a picture; empty for ops without one."""
+    if not op.has_value:
+        return ""
+    if op.unit == "factor - 1":
+        return f"times {1 + value:.2f}"
+    if op.unit.startswith("degrees"):
+        return f"{value:+.1f}°"
+    if op.unit.startswith("share"):
+        return f"{value:+.0%} of the side" if op.signed else f"{value:.0%} of the side"
+    if op.unit == "threshold":
+        return f"levels from {value:.0f}"
+    return f"{value:.0f} bits" if op.whole else f"{value:+.2f}"
 
 
 def affine(name: str, value: float, size: int) -> Affine:

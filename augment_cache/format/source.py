@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from augment_cache.format.manifest import Manifest, read_manifest
-from augment_cache.format.shards import Shard
+from augment_cache.format.shards import Row, Shard
 from pipelines.errors import UsageError
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -64,7 +64,10 @@ class CacheSource:
             images.append(shard.image(local))
         return images
 
+    def record(self, row: int) -> Row:
+        """Everything that is stored about a row."""
+        return self._shards[self._shard_of[row]].row(int(self._row_of[row]))
+
     def describe(self, row: int) -> str:
         """Shard, row in it, and source path."""
-        shard, local = self._shards[self._shard_of[row]], int(self._row_of[row])
-        return f"{shard.path}, row {local} ({shard.row(local).source})"
+        return f"{self._shards[self._shard_of[row]].path}, row {int(self._row_of[row])} ({self.record(row).source})"

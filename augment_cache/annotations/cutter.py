@@ -1,0 +1,108 @@
+"""Cut the crops of one photo: decode it once, cut every window, encode.
+
+Crops are JPEG with full colour resolution (4:4:4): they are small, and halved colour would be a third of what there is
+to see.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from augment_cache.annotations.coco import Fault
+from augment_cache.annotations.screen import Candidate
+from augment_cache.annotations.window import Window
+from pipelines.decode import Header, Pixels, decode, read_header, turn_upright
+from pipelines.errors import CorruptSampleError
+
+_BACK = {6: 8, 8: 6}
+"""The EXIF orientation that undoes another; all others undo themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What became of one candidate: a file of so many bytes, or a fault."""
+
+    candidate: Candidate
+    result: int | Fault
+
+
+def by_photo(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates that share a file, so that it is decoded once; sorted by path."""
+    groups: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[candidate.photo.name].append(candidate)
+    return [groups[name] for name in sorted(groups)]
+
+
+def crop_name(annotation_id: int) -> str:
+    """File name of a crop."""
+    return f"a{annotation_id:06d}.jpg"
+
+
+def cut_photo(candidates: Sequence[Candidate], folder: Path, quality: int) -> list[Cut]:
+    """Cut all crops of one photo into a folder.
+
+    Args:
+        candidates: At least one, all of the same photo.
+        folder: Where the crops go, each under its `crop_name`.
+        quality: JPEG quality, 1 to 100.
+
+    Returns:
+        One result per candidate. A photo that cannot be read is a fault of each of them, not an exception.
+
+    Raises:
+        OSError: A crop cannot be written.
+    """
+    try:
+        data = candidates[0].path.read_bytes()
+        header = read_header(data)
+        upright = decode(data, header=header)
+    except (CorruptSampleError, OSError) as error:
+        fault = Fault("unreadable_photo", " ".join(str(error).split()))
+        return [Cut(candidate=candidate, result=fault) for candidate in candidates]
+    return [
+        Cut(candidate=candidate, result=_cut_one(candidate, upright, header, folder, quality))
+        for candidate in candidates
+    ]
+
+
+def _cut_one(candidate: Candidate, upright: Pixels, header: Header, folder: Path, quality: int) -> int | Fault:
+    frame = (candidate.photo.height, candidate.photo.width)
+    crop = cut_window(upright, header.orientation, frame, candidate.window)
+    if crop is None:
+        found, said = f"{upright.shape[1]} x {upright.shape[0]}", f"{frame[1]} x {frame[0]}"
+        return Fault("size_mismatch", f"the photo has {found} px, the annotations say {said}")
+    data = simplejpeg.encode_jpeg(crop, quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False)
+    return (folder / crop_name(candidate.annotation.annotation_id)).write_bytes(data)
+
+
+def cut_window(upright: Pixels, orientation: int, frame: tuple[int, int], window: Window) -> Pixels | None:
+    """Cut a window out of a photo, in the frame its annotations were drawn in.
+
+    Some tools draw boxes on the photo as people see it, others on the pixels as they are stored, before the EXIF
+    orientation. The sizes tell which, and where they tell nothing (half turns, mirrors, square photos) the upright
+    photo is meant.
+
+    Args:
+        upright: uint8 [height, width, 3], the photo as people see it.
+        orientation: Its EXIF orientation, 1 to 8.
+        frame: (height, width) of the frame that the window is measured in, in px.
+        window: What to cut.
+
+    Returns:
+        uint8 [rows, columns, 3], upright and contiguous; None if the frame is neither the upright nor the stored one.
+    """
+    if upright.shape[:2] == frame:
+        return np.ascontiguousarray(_slice(upright, window))
+    if orientation >= 5 and upright.shape[1::-1] == frame:
+        stored = turn_upright(upright, _BACK.get(orientation, orientation))
+        return np.ascontiguousarray(turn_upright(np.ascontiguousarray(_slice(stored, window)), orientation))
+    return None
+
+
+def _slice(pixels: Pixels, window: Window) -> Pixels:
+    return pixels[window.y : window.y + window.height, window.x : window.x + window.width]

@@ -1,0 +1,1 @@
+"""Contact sheets: pictures in a grid, with words under each."""
