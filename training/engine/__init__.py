@@ -1,0 +1,1 @@
+"""The one training engine: data, losses, metrics, checkpoints, the loop."""

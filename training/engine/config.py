@@ -1,0 +1,154 @@
+"""The options of a training run, as one frozen dataclass per topic."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipelines.engines.choose import EngineName
+from pipelines.errors import UsageError
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from and what happens to them on the way.
+
+    Args:
+        path: A cache (from augment_cache.build), a folder of crops, or a folder of class folders.
+        size: Side of the model's input in px; the cache's own size when absent, 64 for a folder.
+        batch_size: Images per step, over all processes together.
+        copies: Use only so many augmented copies of each sample in the cache; all when absent.
+        flip: Mirror half of the training images left to right.
+        min_area: Smallest share of the image that a random resized crop shows; 1 switches it off.
+        augment: Policy for online augmentation, by name or path, drawn anew in each epoch; none when absent.
+        engine: Renders the images. auto is DALI on a GPU, the cpu engine otherwise.
+        threads: CPU threads of the loader per process; 0 divides the cores among the processes.
+        val: Share for validation, where path holds class folders without splits.
+        test: Share for the test, likewise.
+        split_seed: Which of the possible splits, likewise.
+    """
+
+    path: Path
+    size: int | None = None
+    batch_size: int = 64
+    copies: int | None = None
+    flip: bool = True
+    min_area: float = 1.0
+    augment: str | None = None
+    engine: EngineName = "auto"
+    threads: int = 0
+    val: float = 0.15
+    test: float = 0.15
+    split_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network.
+
+    Args:
+        name: A timm name.
+        weights: State dict to start from (.safetensors or .pth); random weights when absent.
+        drop_rate: Dropout before the classifier.
+        channels_last: Keep activations in channels-last memory.
+    """
+
+    name: str = "mobilenetv3_small_050"
+    weights: Path | None = None
+    drop_rate: float = 0.0
+    channels_last: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights move.
+
+    Args:
+        name: A timm optimizer name: adamw, sgd, lamb, …
+        lr: Peak learning rate.
+        weight_decay: Not applied to biases and normalisation.
+        momentum: Of sgd; first beta of others stays the library's default.
+        clip_norm: Largest norm of the gradient; 0 switches clipping off.
+    """
+
+    name: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    clip_norm: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long, and how the learning rate goes: a linear warm-up, then half a cosine down to `min_lr`.
+
+    Args:
+        epochs: Passes over the training rows.
+        warmup_epochs: Length of the warm-up; may be a fraction.
+        min_lr: Last learning rate, as a share of the peak.
+    """
+
+    epochs: int = 30
+    warmup_epochs: float = 2.0
+    min_lr: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised.
+
+    Args:
+        label_smoothing: Share of the target that is spread over all classes.
+    """
+
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Options of the train job.
+
+    Args:
+        data: Where the samples come from.
+        model: Which network.
+        optimizer: How weights move.
+        schedule: How long.
+        loss: What is minimised.
+        out: Folder of the run: config.yaml, metrics.jsonl, best.safetensors, last.safetensors, resume.pt.
+        seed: Of weights, order, flips and crops.
+        precision: no is float32; fp16 needs a GPU.
+        resume: auto goes on where a run in the same folder stopped; never refuses a folder that has a run.
+        overwrite: Replace a run in the same folder.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    out: Path = Path("runs/train")
+    seed: int = 0
+    precision: Precision = "no"
+    resume: Literal["auto", "never"] = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        positive = {
+            "--data.batch_size": self.data.batch_size,
+            "--schedule.epochs": self.schedule.epochs,
+            "--optimizer.lr": self.optimizer.lr,
+            "--data.min_area": self.data.min_area,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{name} must be above 0, got {value}")
+        if self.data.min_area > 1:
+            raise UsageError(f"--data.min_area must be at most 1, got {self.data.min_area}")
+        if not 0 <= self.loss.label_smoothing < 1:
+            raise UsageError(f"--loss.label_smoothing must be in [0, 1), got {self.loss.label_smoothing}")
+        if not 0 <= self.schedule.warmup_epochs < self.schedule.epochs:
+            raise UsageError(
+                f"--schedule.warmup_epochs {self.schedule.warmup_epochs} must be shorter than "
+                f"--schedule.epochs {self.schedule.epochs}"
+            )

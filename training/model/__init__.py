@@ -1,0 +1,1 @@
+"""Models by name, and model files: architecture plus weights, never a pickle."""
