@@ -93,8 +93,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
     """Build the cache.
 
     Returns:
-        The report. Keys: `out`; `classes`; `splits` {name: `samples`, `rows`, `bytes`, `shards`, `classes` {name: rows}};
-        `rejected`; `reused_shards`; `engine`; `bytes`; `seconds`; `sources_per_second`.
+        The report. Keys: `out`; `classes`; `splits` {name: `samples`, `rows`, `bytes`, `shards`, `classes` {name:
+        rows}}; `rejected`; `reused_shards`; `engine`; `bytes`; `seconds`; `sources_per_second`.
     """
     start = time.monotonic()
     options = SplitOptions(config.val, config.test, config.split_seed)
@@ -196,7 +196,9 @@ def table(report: dict[str, Any]) -> str:
     rows.append(["shards", *(entry["shards"] for entry in splits.values())])
     rows.append(["size", *(human_bytes(entry["bytes"]) for entry in splits.values())])
     reused = f", {report['reused_shards']} shards reused" if report["reused_shards"] else ""
-    rejected = f"{report['rejected']} rejected (see {report['out']}/rejected.csv)" if report["rejected"] else "none rejected"
+    rejected = (
+        f"{report['rejected']} rejected (see {report['out']}/rejected.csv)" if report["rejected"] else "none rejected"
+    )
     return (
         f"{render_table(headers, rows, title='augmentation cache, rows per class')}\n"
         f"{human_bytes(report['bytes'])} in {report['out']} by the {report['engine']} engine; {rejected}{reused}; "

@@ -104,7 +104,8 @@ def cache_rows(cache: Path, split: str, count: int, seed: int) -> list[list[Tile
 def _side_by_side(samples: list[list[Tile]]) -> list[list[Tile]]:
     """Several samples in a row, so that the sheet is about as wide as high."""
     each = max(1, TILES_ACROSS // max(len(sample) for sample in samples))
-    return [sum(samples[first : first + each], []) for first in range(0, len(samples), each)]
+    groups = [samples[first : first + each] for first in range(0, len(samples), each)]
+    return [[tile for sample in group for tile in sample] for group in groups]
 
 
 def _turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -173,9 +174,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the job."""
-    run_job(
-        PreviewConfig, preview, name="augment_cache.preview", summary=__doc__ or "", example=EXAMPLE, table=table
-    )
+    run_job(PreviewConfig, preview, name="augment_cache.preview", summary=__doc__ or "", example=EXAMPLE, table=table)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The augmentation ops as data: names, units, ranges, signs, and the numbers an engine needs to carry one out.
 
-Ranges are those of the AutoAugment family as the two seed systems used them (Cubuk et al., "AutoAugment", CVPR 2019,
-table 6; "RandAugment", 2020). Two things differ from them on purpose: Rotate goes both ways, and shears turn about the centre of the
-image instead of its corner, so that the object stays in the frame.
+Ranges are those of the AutoAugment family as competition teams used them (Cubuk et al., "AutoAugment", CVPR 2019,
+table 6; "RandAugment", 2020). Two things differ on purpose: Rotate goes both ways, and shears are about the centre of
+the image instead of its corner, so that the object stays in the frame.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A folder of images as train, val and test splits: those that it was cut into, or a seeded, stratified cut made here."""
+"""A folder of images as train, val and test: the splits that it has, or a seeded, stratified cut made here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,9 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
         UsageError: Nothing to open, a class without training images, or shares that make no sense.
     """
     if not root.is_dir():
-        raise UsageError(f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders")
+        raise UsageError(
+            f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders"
+        )
     names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if "train" in names and names <= set(SPLITS):
         return _open_cut(root, [name for name in SPLITS if name in names], allow_empty_classes=allow_empty_classes)
@@ -56,7 +58,12 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
 
 def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> dict[str, FolderSource]:
     classes = sorted(
-        {entry.name for split in splits for entry in (root / split).iterdir() if entry.is_dir() and entry.name[0] != "."}
+        {
+            entry.name
+            for split in splits
+            for entry in (root / split).iterdir()
+            if entry.is_dir() and entry.name[0] != "."
+        }
     )
     if not classes:
         raise UsageError(f"{root / 'train'} holds no class folders; expected {root}/train/CLASS/IMAGE.jpg")
@@ -69,7 +76,9 @@ def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> di
 
 def _cut(source: FolderSource, options: SplitOptions) -> dict[str, FolderSource]:
     if options.val < 0 or options.test < 0 or options.val + options.test >= 1:
-        raise UsageError(f"--val {options.val} and --test {options.test} must be shares that leave something to train on")
+        raise UsageError(
+            f"--val {options.val} and --test {options.test} must be shares that leave something to train on"
+        )
     fractions = options.fractions
     split_of = stratified_split(source.files, source.labels, fractions, options.seed)
     return {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}

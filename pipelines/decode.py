@@ -1,8 +1,8 @@
 """Encoded image → RGB pixels, upright, checked, and no larger than needed.
 
-Baseline and progressive JPEG in grey or colour go through simplejpeg (libjpeg-turbo), which can decode straight to 1/8 …
-8/8 of the size (DCT scaling). Everything else that Pillow reads (PNG, WebP, BMP, CMYK JPEG, palettes, transparency,
-16 bit) is converted to 8-bit RGB by Pillow; transparent pixels are laid over white.
+Baseline and progressive JPEG in grey or colour go through simplejpeg (libjpeg-turbo), which can decode straight to
+1/8 … 8/8 of the size (DCT scaling). Everything else that Pillow reads (PNG, WebP, BMP, CMYK JPEG, palettes,
+transparency, 16 bit) is converted to 8-bit RGB by Pillow; transparent pixels are laid over white.
 """
 
 import io
@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from typing_extensions import Buffer
 
 from pipelines.errors import CorruptSampleError
 
@@ -46,7 +47,7 @@ class Header(NamedTuple):
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-def read_header(data: bytes | memoryview | NDArray[np.uint8]) -> Header:
+def read_header(data: Buffer) -> Header:
     """Read size and orientation without decoding.
 
     Args:
@@ -121,7 +122,7 @@ def _tiff_orientation(tiff: bytes) -> int:
 
 
 def decode(
-    data: bytes | memoryview | NDArray[np.uint8],
+    data: Buffer,
     *,
     header: Header | None = None,
     min_height: int = 0,

@@ -1,8 +1,8 @@
 """The augmentation plan: a pure function of (seed, copy or epoch, sample id).
 
 Every random decision about a sample is drawn here, from a counter-based generator keyed by those numbers, and handed
-to an engine as plain arrays. So the same sample gets the same augmentation whatever the batch size, thread count, number
-of ranks or engine, and a cache can write into each row how it was made.
+to an engine as plain arrays. So the same sample gets the same augmentation whatever the batch size, thread count,
+number of ranks or engine, and a cache can write into each row how it was made.
 """
 
 from collections.abc import Sequence
@@ -200,7 +200,7 @@ def _fill_view(plan: Plan, index: int, view: View, source: _Source) -> None:
         plan.flip[index] = words[:, 0] >= 1 << 31
     if view.min_area < 1.0:
         area = 1.0 - philox.uniform(words[:, 1]) * (1.0 - view.min_area)
-        # Torch draws the aspect log-uniformly; log and exp differ between libraries in the last bit, a square root doesn't.
+        # torchvision draws the aspect log-uniformly; exp differs between libraries in the last bit, sqrt never does.
         stretch = 1.0 + philox.uniform(words[:, 2]) * (view.max_aspect - 1.0)
         aspect = np.where(words[:, 3] >= 1 << 31, stretch, 1.0 / stretch)
         width = np.minimum(np.sqrt(area * aspect), 1.0)

@@ -26,10 +26,17 @@ class Source(Protocol):
         checked: The images are known to be whole.
     """
 
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64]
-    ids: NDArray[np.uint64]
-    checked: bool
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102 - see the class
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...  # noqa: D102
+
+    @property
+    def ids(self) -> NDArray[np.uint64]: ...  # noqa: D102
+
+    @property
+    def checked(self) -> bool: ...  # noqa: D102
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
         """The images of some rows.
@@ -46,7 +53,7 @@ class Source(Protocol):
 
 
 def sample_id(name: str) -> int:
-    """The stable id of a sample: 64 bits of the BLAKE2b hash of its name (class and file name, with forward slashes)."""
+    """The stable id of a sample: 64 bits of the BLAKE2b hash of its name (class/file, with forward slashes)."""
     return int.from_bytes(blake2b(name.encode("utf-8"), digest_size=8).digest(), "little")
 
 
@@ -121,7 +128,7 @@ def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty
         found = _images(root, name) if name in names else []
         if not found and not allow_empty_classes:
             raise UsageError(
-                f"class {name!r} has no images in {root}; add some, remove the class, or give --allow_empty_classes true"
+                f"class {name!r} has no images in {root}; add some, remove it, or give --allow_empty_classes true"
             )
         files += found
         labels += [label] * len(found)

@@ -61,9 +61,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate; exactly once per sample, over all processes.
 
     Returns:
-        The report, on the first process only. Keys: `model`, `data`, `split`; `macro_f1`, `accuracy`, `loss`, `samples`;
-        `per_class` {name: `precision`, `recall`, `f1`, `support`}; `confusion` (rows true, columns predicted, in the
-        order of `classes`); `classes`; `macs` and `parameters`; `input_size`; `bytes` of the model file; `seconds`.
+        The report, on the first process only. Keys: `model`, `data`, `split`; `macro_f1`, `accuracy`, `loss`,
+        `samples`; `per_class` {name: `precision`, `recall`, `f1`, `support`}; `confusion` (rows true, columns
+        predicted, in the order of `classes`); `classes`; `macs` and `parameters`; `input_size`; `bytes` of the model
+        file; `seconds`.
 
     Raises:
         ProblemFoundError: Macro F1 is below the floor.
@@ -112,7 +113,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     _write(config.out or path.parent, config.split, report, scores)
     if config.floor is not None and scores.macro_f1 < config.floor:
-        raise ProblemFoundError(f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}")
+        raise ProblemFoundError(
+            f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
+        )
     return report
 
 

@@ -29,7 +29,7 @@ from training.model.model_file import ModelCard, save_model
 
 EXAMPLE = """
   accelerate launch -m training.train --config training/recipes/demo.yaml --data.path out/cache
-  accelerate launch -m training.train --data.path out/cache --model.name resnet18 --optimizer.lr 1e-3 --out runs/resnet18
+  accelerate launch -m training.train --data.path out/cache --model.name resnet18 --out runs/resnet18
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m training.train --data.path out/cache
 """
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.jsonl"
@@ -83,7 +83,7 @@ def _claim_run(config: TrainConfig, accelerator: Accelerator) -> dict[str, Any] 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The options as YAML holds them: what `--config` reads back."""
-    return json.loads(json.dumps(asdict(config), default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:  # noqa: ANN401 - any YAML value
@@ -115,7 +115,7 @@ class _Run:
         )
         self.mean, self.std = preprocessing(model)
         if config.model.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         model.to(accelerator.device)
         self.plain_model: nn.Module = model
         optimizer = make_optimizer(model, config.optimizer)
@@ -181,8 +181,8 @@ class _Run:
         save_checkpoint(self.config.out, self._snapshot())
         say(
             f"epoch {epoch + 1}/{self.config.schedule.epochs} · loss {result.loss:.3f} · val loss {val_loss:.3f} · "
-            f"val macro F1 {scores.macro_f1:.4f}{' (best)' if better else ''} · {line['images_per_second']:,} images/s · "
-            f"waited for data {100 * result.data_wait / result.seconds:.0f} %"
+            f"val macro F1 {scores.macro_f1:.4f}{' (best)' if better else ''} · "
+            f"{line['images_per_second']:,} images/s · waited for data {100 * result.data_wait / result.seconds:.0f} %"
         )
 
     def _card(self, scores: Scores) -> ModelCard:

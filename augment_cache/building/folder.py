@@ -117,7 +117,7 @@ class _ShardFacts:
 
 
 def _split_entry(classes: tuple[str, ...], shards: list[_ShardFacts]) -> SplitEntry:
-    counts = sum(shard.counts for shard in shards)
+    counts = np.sum([shard.counts for shard in shards], axis=0)
     return SplitEntry(
         samples=sum(shard.samples for shard in shards),
         rows=sum(shard.entry.rows for shard in shards),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 JPEG_BYTES_PER_PIXEL = 0.4
 """Rough size of a small JPEG at quality 90; decides only how many shards there are."""
@@ -92,6 +93,6 @@ def fingerprint(recipe: dict[str, Any], classes: Sequence[str], task: ShardTask,
     return sha256(json.dumps(words, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def content_digest(data: bytes | NDArray[np.uint8]) -> bytes:
+def content_digest(data: Buffer) -> bytes:
     """Checksum of a file's contents, 16 bytes."""
     return blake2b(data, digest_size=16).digest()

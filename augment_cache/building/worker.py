@@ -136,7 +136,8 @@ class ShardBuilder:
         parts = self._pool.map(lambda chunk: [self._encode(pixels[copy, index]) for index, copy in chunk], chunks)
         images = [image for part in parts for image in part]
         return [
-            _row(task, start + index, copy, image, plan, index) for (index, copy), image in zip(pairs, images, strict=True)
+            _row(task, start + index, copy, image, plan, index)
+            for (index, copy), image in zip(pairs, images, strict=True)
         ]
 
     def _encode(self, pixels: NDArray[np.uint8]) -> bytes:

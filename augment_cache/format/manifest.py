@@ -90,13 +90,17 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise UsageError(f"{folder} is no cache: it has no {MANIFEST_NAME}; make one with python -m augment_cache.build")
+        raise UsageError(
+            f"{folder} is no cache: it has no {MANIFEST_NAME}; make one with python -m augment_cache.build"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value.get("format") != FORMAT:
             raise UsageError(f"{path} is not the manifest of a Tacopress cache; give the folder that build wrote")
         if value.get("version") != VERSION:
-            raise UsageError(f"{path}: format version {value.get('version')}, this Tacopress reads {VERSION}; rebuild it")
+            raise UsageError(
+                f"{path}: format version {value.get('version')}, this Tacopress reads {VERSION}; rebuild it"
+            )
         return Manifest(
             classes=tuple(value["classes"]),
             recipe=value["recipe"],
@@ -113,7 +117,9 @@ def _split(folder: Path, entry: dict[str, Any]) -> SplitEntry:
     shards = tuple(ShardEntry(**shard) for shard in entry["shards"])
     for shard in shards:
         if inside(folder, shard.file) is None:
-            raise UsageError(f"{folder / MANIFEST_NAME} names a shard outside of its folder: {shard.file!r}; do not trust it")
+            raise UsageError(
+                f"{folder / MANIFEST_NAME} names a shard outside of its folder: {shard.file!r}; do not trust it"
+            )
     return SplitEntry(int(entry["samples"]), int(entry["rows"]), dict(entry["classes"]), shards)
 
 

@@ -1,7 +1,7 @@
 """One shard: an Arrow IPC file with one record batch, readable by anything that reads Arrow.
 
-Columns: sample_id, copy, image, height, width, label, source, op, magnitude, centre, checksum, provenance_checksum. Images
-are JPEG files or raw RGB rows; either way one contiguous buffer, so that a memory-mapped shard hands out views.
+Columns: sample_id, copy, image, height, width, label, source, op, magnitude, centre, checksum, provenance_checksum.
+Images are JPEG files or raw RGB rows; either way one contiguous buffer, so that a memory-mapped shard hands out views.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from pipelines.errors import CorruptSampleError, UsageError
 
@@ -57,13 +58,13 @@ class Row:
         return zlib.crc32(repr((self.source, self.op, self.magnitude, self.centre)).encode("utf-8"))
 
 
-def pixel_checksum(image: bytes | NDArray[np.uint8], sample_id: int, copy: int, label: int) -> int:
+def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
     """CRC-32 over an image and the numbers that belong to it."""
     return zlib.crc32(image, zlib.crc32(_NUMBERS.pack(sample_id, copy, label)))
 
 
 def schema(classes: Sequence[str], encoding: Encoding, size: int, metadata: dict[str, Any]) -> pa.Schema:
-    """The columns, with class names and features in the metadata so that Hugging Face `datasets` sees images and labels."""
+    """The columns; the metadata holds class names and features, so that `datasets` sees images and labels."""
     image = pa.binary() if encoding == "jpeg" else pa.binary(size * size * 3)
     fields = [
         pa.field("sample_id", pa.uint64()),

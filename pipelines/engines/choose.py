@@ -21,7 +21,9 @@ def resolve_device(device: DeviceName) -> Literal["cpu", "gpu"]:
         UsageError: `gpu` was asked for and there is none.
     """
     if device == "gpu" and not torch.cuda.is_available():
-        raise UsageError("device 'gpu' was asked for, but torch sees no CUDA device; check the driver or use device cpu")
+        raise UsageError(
+            "device 'gpu' was asked for, but torch sees no CUDA device; check the driver or use device cpu"
+        )
     if device == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     return device

@@ -27,7 +27,7 @@ from pipelines.augmentations import (
 from pipelines.decode import Pixels, decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import WHOLE, Box, Placement, place, scaled
+from pipelines.fit import Box, Placement, place, scaled
 from pipelines.plan import Plan
 
 CHUNKS_PER_THREAD = 2
@@ -79,7 +79,8 @@ class CpuEngine:
         parts = min(max(count, 1), self.threads * CHUNKS_PER_THREAD)
         edges = [count * part // parts for part in range(parts + 1)]
         futures = [
-            self._pool.submit(_render_range, self.spec, job, pixels, edges[part], edges[part + 1]) for part in range(parts)
+            self._pool.submit(_render_range, self.spec, job, pixels, edges[part], edges[part + 1])
+            for part in range(parts)
         ]
         return _Pending(job, pixels, futures)
 
@@ -157,7 +158,8 @@ def dct_factor(height: int, width: int, placements: list[Placement]) -> int:
     """The largest of 8, 4, 2, 1 by which the image may shrink while decoding without being enlarged afterwards."""
     for factor in DCT_FACTORS:
         if all(
-            p.source.width >= p.target.width * factor and p.source.height >= p.target.height * factor for p in placements
+            p.source.width >= p.target.width * factor and p.source.height >= p.target.height * factor
+            for p in placements
         ):
             return factor
     return 1
@@ -256,5 +258,3 @@ def _auto_contrast_table(pixels: Pixels) -> NDArray[np.uint8]:
         for lo, h in zip(low, high, strict=True)
     ]
     return np.stack(columns, axis=1).reshape(1, 256, 3)
-
-

@@ -1,7 +1,7 @@
 """The dali engine: the same plan carried out by an NVIDIA DALI graph, on a GPU or on the CPU.
 
-DALI cannot skip a damaged sample (1.34 decodes a truncated JPEG silently, a hard error kills the pipeline), so files that
-nobody has checked yet are checked first, in threads.
+DALI cannot skip a damaged sample (1.34 decodes a truncated JPEG silently, a hard error kills the pipeline), so files
+that nobody has checked yet are checked first, in threads.
 """
 
 from collections import deque
@@ -111,7 +111,7 @@ class DaliEngine:
             pipeline.release_outputs()
 
     def _build(self, shape: GraphShape, capacity: int) -> Any:  # noqa: ANN401 - a nvidia.dali.Pipeline
-        @self._dali.pipeline_def(
+        @self._dali.pipeline_def(  # type: ignore[untyped-decorator]
             enable_conditionals=True,
             batch_size=capacity,
             num_threads=self.threads,

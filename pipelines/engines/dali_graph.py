@@ -136,7 +136,9 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
         One node per round: uint8 HWC.
     """
     fn, types = dali.fn, dali.types
-    image = fn.external_source(name="image", no_copy=True, device="cpu", ndim=1 if shape.encoded else 3, dtype=types.UINT8)
+    image = fn.external_source(
+        name="image", no_copy=True, device="cpu", ndim=1 if shape.encoded else 3, dtype=types.UINT8
+    )
     if shape.encoded:
         image = fn.decoders.image(image, device="mixed" if gpu else "cpu", output_type=types.RGB)
     else:
@@ -157,8 +159,8 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
 
 
 SLOT_NDIM = {"value": 0, "matrix": 2, "kernel": 2, "anchor": 1, "shape": 1}
-"""Per-sample inputs of one op, float32 on the CPU, with their number of dimensions: value [] (its meaning depends on the
-op), matrix [2, 3] (output → input), kernel [3, 3] (Sharpness), anchor [2] and shape [2] (Cutout: top, left; height,
+"""Per-sample inputs of one op, float32 on the CPU, with their number of dimensions: value [] (its meaning depends on
+the op), matrix [2, 3] (output → input), kernel [3, 3] (Sharpness), anchor [2] and shape [2] (Cutout: top, left; height,
 width; px)."""
 
 

@@ -21,7 +21,9 @@ def golden_values() -> dict[str, Any]:
     """A small plan in full, and checksums of a large one."""
     policy = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
     view = View(flip=True, min_area=0.4)
-    small = draw(policy, np.array([0, 1, 2**63, 2**64 - 1], np.uint64), seed=7, stage=Stage.BUILD, rounds=(1, 2), view=view)
+    small = draw(
+        policy, np.array([0, 1, 2**63, 2**64 - 1], np.uint64), seed=7, stage=Stage.BUILD, rounds=(1, 2), view=view
+    )
     many = np.arange(20_000, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     large = draw(policy, many, seed=2**64 - 1, stage=Stage.LOAD, rounds=(5,), view=view)
     return {

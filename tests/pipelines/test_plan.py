@@ -53,7 +53,10 @@ def test_the_original_of_a_build_stays_as_it_is(ids, seed):
 def test_stages_and_seeds_and_rounds_differ():
     ids = np.arange(200, dtype=np.uint64)
     base = {"seed": 1, "stage": Stage.BUILD, "rounds": (1,)}
-    plans = [draw(ALL_OPS, ids, **{**base, **change}) for change in ({}, {"seed": 2}, {"stage": Stage.LOAD}, {"rounds": (2,)})]
+    plans = [
+        draw(ALL_OPS, ids, **{**base, **change})
+        for change in ({}, {"seed": 2}, {"stage": Stage.LOAD}, {"rounds": (2,)})
+    ]
     for i, a in enumerate(plans):
         for b in plans[i + 1 :]:
             assert (a.op != b.op).mean() > 0.5

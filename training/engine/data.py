@@ -1,7 +1,7 @@
 """From the data options of a run to its loaders."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +97,26 @@ def make_loaders(config: DataConfig, process: Process, seed: int) -> tuple[Loade
     )
     policy = load_policy(config.augment) if config.augment else None
     view = View(flip=config.flip, min_area=config.min_area)
-    common = {"batch_size": config.batch_size, "seed": seed, "rank": process.rank, "world": process.world}
     try:
-        return (
-            Loader(train, engine, LoaderOptions(train=True, view=view, policy=policy, **common)),
-            Loader(val, engine, LoaderOptions(train=False, **common)),
-            engine,
+        evaluation = LoaderOptions(
+            batch_size=config.batch_size, train=False, seed=seed, rank=process.rank, world=process.world
         )
+        training = replace(evaluation, train=True, view=view, policy=policy)
+        return Loader(train, engine, training), Loader(val, engine, evaluation), engine
     except ValueError as error:
         engine.close()
         raise UsageError(f"{config.path}: {error}") from error
 
 
 def make_test_loader(
-    path: Path, split: str, options: SplitOptions, process: Process, *, spec: RenderSpec, engine: EngineName, batch_size: int
+    path: Path,
+    split: str,
+    options: SplitOptions,
+    process: Process,
+    *,
+    spec: RenderSpec,
+    engine: EngineName,
+    batch_size: int,
 ) -> Loader:
     """A loader that sees every original of a split exactly once, over all processes together."""
     source = open_split(path, split, options, copies=0)

@@ -1,8 +1,8 @@
 """The training loop: Accelerate for devices, processes and precision; order, schedule and gathering are our own.
 
-Accelerate's traps are avoided by construction: loaders are sharded by rank and never prepared (a foreign loader would pass through
-unsharded); the schedule is a function of the step and never prepared (it would advance once per process); counts are
-summed exactly instead of gathered with padding.
+Accelerate's traps are avoided by construction: loaders are sharded by rank and never prepared (a foreign loader would
+pass through unsharded); the schedule is a function of the step and never prepared (it would advance once per process);
+counts are summed exactly instead of gathered with padding.
 """
 
 import time
