@@ -22,7 +22,7 @@ from pipelines.engines.cpu import usable_cores
 from pipelines.engines.dali_compat import Dali
 from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import WHOLE, Rect, place
+from pipelines.fit import WHOLE, place
 from pipelines.plan import Plan
 
 BATCHES_AHEAD = 2
@@ -78,11 +78,14 @@ class DaliEngine:
         plan, size = job.plan, self.spec.size
         images, errors = self._checked(job)
         encoded = bool(images) and images[0].ndim == 1
-        resize = encoded or any(image.shape[:2] != (size, size) for image in images) or _cropped(plan)
-        shape = GraphShape(encoded, resize, plan.rounds if _cropped(plan) else 1, plan.rounds, plan.slots)
+        resize = encoded or _cropped(plan) or any(image.shape[:2] != (size, size) for image in images)
+        views = plan.rounds if _cropped(plan) else 1
         inputs: dict[str, Any] = {"image": images}
+        crop = False
         if resize:
-            inputs.update(_view_inputs(images, plan, self.spec, shape.views))
+            placed, crop = _view_inputs(images, plan, self.spec, views)
+            inputs.update(placed)
+        shape = GraphShape(encoded, resize, crop, views, plan.rounds, plan.slots)
         for number in range(plan.rounds):
             inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
             for slot in range(plan.slots):
@@ -166,10 +169,10 @@ def _check(image: Image) -> tuple[Image, str | None]:
         return image, None
     try:
         header = read_header(image)
-        if header.turbo:
+        if header.turbo and header.orientation == 1:
             decode(image, header=header, min_height=1, min_width=1)
             return image, None
-        # What only Pillow reads goes to DALI without loss as a PNG.
+        # What only Pillow reads, and what has to be turned upright (DALI 1.34 does not), goes to DALI as a PNG.
         encoded = cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1]
         return encoded.reshape(-1), None
     except CorruptSampleError as error:
@@ -183,23 +186,25 @@ def _size(image: Image) -> tuple[int, int]:
     return (image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright
 
 
-def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int) -> dict[str, Any]:
+def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int) -> tuple[dict[str, Any], bool]:
+    """Inputs of the placements, and whether any of them shows only a part of its image."""
     sizes = [_size(image) for image in images]
     inputs: dict[str, Any] = {}
+    crop = False
     for view in range(views):
         table = np.empty((len(images), 8), np.float32)
         for index, ((height, width), box) in enumerate(zip(sizes, plan.box[view].tolist(), strict=True)):
-            source, target = _placed(height, width, spec, box)
-            ends = (source.top + source.height, source.left + source.width)
-            table[index] = (source.top, source.left, *ends, target.height, target.width, -target.top, -target.left)
-        for part, name in enumerate(("from", "to", "size", "offset")):
+            placement = place(height, width, spec.size, spec.fit, (box[0], box[1], box[2], box[3]))
+            source, target = placement.source, placement.target
+            crop |= (source.height, source.width) != (height, width)
+            starts, extents = (source.top, source.left), (source.height, source.width)
+            table[index] = (*starts, *extents, target.height, target.width, -target.top, -target.left)
+        for part, name in enumerate(("start", "extent", "size", "offset")):
             inputs[f"view{view}_{name}"] = np.ascontiguousarray(table[:, 2 * part : 2 * part + 2])
-    return inputs
-
-
-def _placed(height: int, width: int, spec: RenderSpec, box: list[float]) -> tuple[Rect, Rect]:
-    placement = place(height, width, spec.size, spec.fit, (box[0], box[1], box[2], box[3]))
-    return placement.source, placement.target
+    if not crop:
+        for view in range(views):
+            del inputs[f"view{view}_start"], inputs[f"view{view}_extent"]
+    return inputs, crop
 
 
 def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDArray[Any]]:

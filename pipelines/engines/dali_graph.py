@@ -20,6 +20,7 @@ class GraphShape:
     Attributes:
         encoded: Files to decode; otherwise raw pixels.
         resize: Images are fitted; otherwise they have the right size already.
+        crop: Some placement shows only a part of its image.
         views: Number of placements per sample: 1, or one for each round where crops differ.
         rounds: Versions of each sample.
         slots: Ops applied one after the other.
@@ -27,6 +28,7 @@ class GraphShape:
 
     encoded: bool
     resize: bool
+    crop: bool
     views: int
     rounds: int
     slots: int
@@ -130,7 +132,8 @@ class Ops:
 def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple[Node, ...]:
     """Wire up the graph; to be called inside a `pipeline_def(enable_conditionals=True)` function.
 
-    Inputs are external sources named `image`, `view{v}_{from,to,size,offset}`, `op{r}_{s}_{code,value,…}`, `flip{r}`.
+    Inputs are external sources named `image`, `view{v}_{start,extent,size,offset}`, `op{r}_{s}_{code,value,…}` and
+    `flip{r}`.
 
     Returns:
         One node per round: uint8 HWC.
@@ -144,7 +147,9 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
     else:
         image = fn.reshape(image, layout="HWC")
         image = image.gpu() if gpu else image
-    views = [_fitted(dali, image, view, size) for view in range(shape.views)] if shape.resize else [image]
+    views = (
+        [_fitted(dali, image, view, size, crop=shape.crop) for view in range(shape.views)] if shape.resize else [image]
+    )
     ops = Ops(dali, gpu=gpu).functions()
     outputs = []
     for number in range(shape.rounds):
@@ -168,25 +173,27 @@ def _input(dali: Dali, name: str, ndim: int) -> Node:
     return dali.fn.external_source(name=name, device="cpu", ndim=ndim, dtype=dali.types.FLOAT)
 
 
-def _fitted(dali: Dali, image: Node, view: int, size: int) -> Node:
+def _fitted(dali: Dali, image: Node, view: int, size: int, *, crop: bool) -> Node:
     """Resize the placement's source and lay it on the grey square."""
     fn = dali.fn
+    if crop:  # not through the resize's own region: that would blend in pixels from outside of it
+        start, extent = _input(dali, f"view{view}_start", 1), _input(dali, f"view{view}_extent", 1)
+        image = fn.slice(image, _integers(dali, start), _integers(dali, extent), **_IN_PIXELS)
     part = fn.resize(
-        image,
-        roi_start=_input(dali, f"view{view}_from", 1),
-        roi_end=_input(dali, f"view{view}_to", 1),
-        size=_input(dali, f"view{view}_size", 1),
-        interp_type=dali.types.INTERP_LINEAR,
-        antialias=True,
+        image, size=_input(dali, f"view{view}_size", 1), interp_type=dali.types.INTERP_LINEAR, antialias=True
     )
-    offset = _input(dali, f"view{view}_offset", 1)
     return fn.slice(
         part,
-        fn.cast(offset, dtype=dali.types.INT32),
+        _integers(dali, _input(dali, f"view{view}_offset", 1)),
         np.array([size, size], np.int32),
-        axis_names="HW",
-        normalized_anchor=False,
-        normalized_shape=False,
         out_of_bounds_policy="pad",
         fill_values=float(FILL),
+        **_IN_PIXELS,
     )
+
+
+_IN_PIXELS = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+
+
+def _integers(dali: Dali, node: Node) -> Node:
+    return dali.fn.cast(node, dtype=dali.types.INT32)

@@ -1,0 +1,267 @@
+"""The two engines against each other, op by op; and each against itself under other threads and batches.
+
+Stated tolerance from raw pixels: one grey level in every pixel, for every op over its whole range, in both directions.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pipelines.augmentations import CODES, FILL, OPS, Policy, full_range
+from pipelines.engines.base import Job, RenderSpec
+from pipelines.engines.choose import make_engine
+from pipelines.engines.cpu import CpuEngine, apply_op
+from pipelines.engines.dali_compat import dali_version
+from pipelines.plan import Plan, Stage, View, draw, nothing
+from tests.pipelines.pictures import encoded, textured
+
+SIZE = 48
+TOLERANCE = 1
+needs_dali = [
+    pytest.mark.dali,
+    pytest.mark.skipif(dali_version() is None, reason="DALI is not installed: no engine to hold against"),
+]
+ALL_OPS = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    engine = CpuEngine(RenderSpec(SIZE))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def dali():
+    engine = make_engine("dali", RenderSpec(SIZE), device="cpu")
+    yield engine
+    engine.close()
+
+
+def render(engine, images, plan, **job):
+    (result,) = engine.stream([Job(images, plan, **job)])
+    assert not result.errors
+    return result.pixels.numpy()
+
+
+def one_op(name, values, count):
+    """A plan that gives sample i the op with values[i]; cut-outs all over the picture."""
+    blank = nothing(count)
+    centre = np.random.default_rng(5).random((1, count, 1, 2)).astype(np.float32)
+    op = np.full((1, count, 1), CODES[name], np.int8)
+    return Plan(op, np.array(values, np.float32).reshape(1, count, 1), centre, blank.flip, blank.box)
+
+
+def strengths(op):
+    if not op.has_value:
+        return [0.0] * 4
+    values = [op.low + share * (op.high - op.low) for share in np.linspace(0, 1, 11)]
+    values = [float(round(value)) for value in values] if op.whole else values
+    return values + ([-value for value in values] if op.signed else [])
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+class TestEachOp:
+    pytestmark = needs_dali
+
+    def test_both_engines_agree_to_one_level(self, op, cpu, dali):
+        values = strengths(op)
+        images = [textured(SIZE, SIZE, seed) for seed in range(len(values))]
+        plan = one_op(op.name, values, len(values))
+        ours, theirs = (render(engine, images, plan).astype(int) for engine in (cpu, dali))
+        assert np.abs(ours - theirs).max() <= TOLERANCE
+
+    def test_flat_pictures_too(self, op, cpu, dali):
+        """Equalize and AutoContrast divide by the spread of the levels."""
+        images = [np.full((SIZE, SIZE, 3), level, np.uint8) for level in (0, 1, 128, 255)]
+        plan = one_op(op.name, [op.high] * 4, 4)
+        ours, theirs = (render(engine, images, plan).astype(int) for engine in (cpu, dali))
+        assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+class TestBothEngines:
+    pytestmark = needs_dali
+
+    def test_two_ops_and_flip_on_raw(self, cpu, dali):
+        ids = np.arange(60, dtype=np.uint64)
+        images = [textured(SIZE, SIZE, seed) for seed in range(60)]
+        plan = draw(ALL_OPS, ids, seed=1, stage=Stage.LOAD, rounds=(0,), view=View(flip=True))
+        a, b = (render(engine, images, plan).astype(int) for engine in (cpu, dali))
+        # The second op may amplify the first one's single level (Equalize, AutoContrast, Solarize at the threshold).
+        assert np.abs(a - b).mean() < 0.01
+        assert (np.abs(a - b) > TOLERANCE).mean() < 0.001
+
+    @pytest.mark.parametrize(("height", "width", "min_area"), [(SIZE, SIZE, 0.3), (97, 130, 1.0), (97, 130, 0.3)])
+    def test_resize_and_crop_of_raw(self, cpu, dali, height, width, min_area):
+        """torch resizes bytes in fixed point, DALI in floating point."""
+        ids = np.arange(40, dtype=np.uint64)
+        images = [textured(height, width, seed) for seed in range(40)]
+        plan = draw(None, ids, seed=1, stage=Stage.LOAD, rounds=(0, 1), view=View(flip=True, min_area=min_area))
+        a, b = (render(engine, images, plan).astype(int) for engine in (cpu, dali))
+        assert np.abs(a - b).mean() < 0.2
+        assert np.abs(a - b).max() <= 4
+
+    @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
+    def test_decode_and_fit_of_jpeg(self, fit):
+        """Scaled decoding is another, equally valid, antialiasing filter: within two levels on average."""
+        spec = RenderSpec(SIZE, fit)
+        engines = [CpuEngine(spec), make_engine("dali", spec, device="cpu")]
+        images = [encoded(textured(height, width, 3)) for height, width in ((96, 128), (300, 70), (20, 31), (48, 48))]
+        a, b = (render(engine, images, nothing(4)).astype(int) for engine in engines)
+        assert np.abs(a - b).mean(axis=(0, 2, 3, 4)).max() < 2.0
+        for engine in engines:
+            engine.close()
+
+    def test_exif_png_grey_and_cmyk(self, cpu, dali):
+        picture = textured(60, 90, 1)
+        images = [encoded(picture, **how) for how in ({"exif": 6}, {"kind": "PNG"}, {"mode": "L"}, {"mode": "CMYK"})]
+        a, b = (render(engine, images, nothing(4)).astype(int) for engine in (cpu, dali))
+        assert np.abs(a - b).mean(axis=(0, 2, 3, 4)).max() < 2.0
+
+    def test_damaged_files_are_reported_and_the_rest_rendered(self, cpu, dali):
+        good = encoded(textured(60, 90, 1))
+        images = [good, good[: len(good) // 2], np.empty(0, np.uint8), good, np.arange(50, dtype=np.uint8)]
+        for engine in (cpu, dali):
+            (result,) = engine.stream([Job(images, nothing(5))])
+            assert set(result.errors) == {1, 2, 4}
+            assert "empty" in result.errors[2]
+            pixels = result.pixels.numpy()[0]
+            assert (pixels[0] == pixels[3]).all()
+            assert (pixels[1] == FILL).all()
+
+    def test_streams_of_changing_batches_stay_in_order(self, dali, cpu):
+        ids = np.arange(200, dtype=np.uint64)
+        images = [textured(SIZE, SIZE, seed % 7) for seed in range(200)]
+        plan = draw(ALL_OPS, ids, seed=1, stage=Stage.LOAD, rounds=(0,))
+        cuts = [0, 3, 70, 71, 150, 200]
+        jobs = [Job(images[a:b], plan.take(slice(a, b)), checked=True, tag=a) for a, b in pairwise(cuts)]
+        for engine in (dali, cpu):
+            results = list(engine.stream(jobs))
+            assert [result.tag for result in results] == cuts[:-1]
+            together = np.concatenate([result.pixels.numpy()[0] for result in results])
+            assert np.array_equal(together, render(engine, images, plan)[0])
+
+    def test_a_stream_that_is_left_early_leaves_nothing_behind(self, dali):
+        images = [textured(SIZE, SIZE, seed) for seed in range(4)]
+        jobs = [Job([image], nothing(1), tag=index) for index, image in enumerate(images)]
+        stream = dali.stream(jobs)
+        next(stream)
+        stream.close()
+        assert [result.tag for result in dali.stream(jobs)] == [0, 1, 2, 3]
+
+
+def test_cpu_pixels_do_not_depend_on_threads_or_batches():
+    ids = np.arange(50, dtype=np.uint64)
+    images = [encoded(textured(40 + index, 70, index)) for index in range(50)]
+    plan = draw(ALL_OPS, ids, seed=1, stage=Stage.BUILD, rounds=(0, 1, 2), view=View(flip=True))
+    expected = None
+    for threads, batch in ((1, 50), (1, 7), (3, 50), (3, 1), (8, 13)):
+        engine = CpuEngine(RenderSpec(SIZE), threads=threads)
+        jobs = [Job(images[a : a + batch], plan.take(slice(a, a + batch))) for a in range(0, 50, batch)]
+        pixels = np.concatenate([result.pixels.numpy() for result in engine.stream(jobs)], axis=1)
+        engine.close()
+        expected = pixels if expected is None else expected
+        assert np.array_equal(pixels, expected)
+
+
+def test_inputs_are_never_written_to():
+    image = textured(SIZE, SIZE, 0)
+    before = image.copy()
+    image.flags.writeable = False
+    for op in OPS:
+        apply_op(image, op.name, op.high)
+    assert np.array_equal(image, before)
+
+
+class TestDirections:
+    """Every op does what its name says, in both directions."""
+
+    def moved(self, name, value):
+        """Where a white dot, right of and above the centre, goes: (right, down) in px."""
+        picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+        picture[12:15, 30:33] = 255
+        after = apply_op(picture, name, value)
+        rows, columns = np.nonzero(after[:, :, 0] == after[:, :, 0].max())
+        return columns.mean() - 31, rows.mean() - 13
+
+    def test_translate(self):
+        assert self.moved("TranslateX", 0.25) == (12, 0)
+        assert self.moved("TranslateX", -0.25) == (-12, 0)
+        assert self.moved("TranslateY", 0.25) == (0, 12)
+        assert self.moved("TranslateY", -0.25) == (0, -12)
+
+    def test_shear_about_the_centre(self):
+        right, down = self.moved("ShearX", 0.3)  # the dot is above the centre: it goes left
+        assert (right < -2, down) == (True, 0)
+        assert self.moved("ShearX", -0.3)[0] > 2
+        assert self.moved("ShearY", 0.3)[1] > 1  # and right of it: down
+        assert self.moved("ShearY", -0.3)[1] < -1
+
+    def test_rotate_counter_clockwise(self):
+        right, down = self.moved("Rotate", 30)  # from half past twelve towards eleven
+        assert right < -5
+        assert abs(down) < 3
+        assert self.moved("Rotate", -30)[0] > 2
+
+    def test_levels(self):
+        ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+        flat = ramp.astype(int)
+        assert np.array_equal(apply_op(ramp, "Invert", 0), 255 - ramp)
+        assert np.array_equal(apply_op(ramp, "Solarize", 128), np.where(ramp >= 128, 255 - ramp, ramp))
+        assert np.array_equal(apply_op(ramp, "Solarize", 256), ramp)
+        assert np.array_equal(apply_op(ramp, "Posterize", 4), ramp & 0xF0)
+        assert np.array_equal(apply_op(ramp, "Posterize", 8), ramp)
+        assert np.abs(apply_op(ramp, "Brightness", -0.5) - flat / 2).max() <= 0.5
+        assert apply_op(ramp, "Brightness", 0.9).mean() > ramp.mean() + 40
+        assert apply_op(ramp, "Contrast", 0.9).std() > ramp.std() + 20
+        assert apply_op(ramp, "Contrast", -0.9).std() < ramp.std() / 5
+        assert abs(apply_op(ramp, "Contrast", -0.9).mean() - ramp.mean()) < 1
+
+    def test_stretching_ops_use_the_whole_range(self):
+        dull = (textured(SIZE, SIZE, 3) // 4 + 90).astype(np.uint8)
+        for name in ("AutoContrast", "Equalize"):
+            after = apply_op(dull, name, 0)
+            assert (after.min(axis=(0, 1)) == 0).all()
+            assert (after.max(axis=(0, 1)) == 255).all()
+
+    def test_sharpness(self):
+        picture = textured(SIZE, SIZE, 2)
+
+        def edges(pixels):
+            return np.abs(np.diff(pixels.astype(int), axis=1)).mean()
+
+        assert edges(apply_op(picture, "Sharpness", 0.9)) > edges(picture) * 1.1
+        assert edges(apply_op(picture, "Sharpness", -0.9)) < edges(picture) * 0.95
+
+    def test_cutout_paints_a_grey_square(self):
+        after = apply_op(np.zeros((SIZE, SIZE, 3), np.uint8), "Cutout", 0.5, (0.5, 0.5))
+        assert (after == FILL).all(axis=2).sum() == (SIZE // 2) ** 2
+        corner = apply_op(np.zeros((SIZE, SIZE, 3), np.uint8), "Cutout", 0.5, (0.0, 0.0))
+        assert (corner == FILL).all(axis=2).sum() == (SIZE // 4) ** 2
+
+
+def test_asking_for_dali_where_there_is_none_says_what_to_install(monkeypatch):
+    import importlib
+
+    real = importlib.import_module
+
+    def without(name, *rest):
+        if name.startswith("nvidia"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    from pipelines.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"cuda110.*450\.80.*cuda130.*580"):
+        make_engine("dali", RenderSpec(SIZE), device="cpu")
+
+
+def test_auto_is_the_cpu_engine_without_a_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine = make_engine("auto", RenderSpec(SIZE))
+    assert engine.name == "cpu"
+    engine.close()
