@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -203,16 +204,30 @@ class _Run:
             },
         )
 
+    def _data_fingerprint(self) -> str:
+        """Which samples and labels the run sees, in which order: resuming on others would not be the same run."""
+        digest = sha256(json.dumps(self.classes).encode())
+        for loader in (self.train_loader, self.val_loader):
+            digest.update(loader.source.ids.tobytes())
+            digest.update(loader.source.labels.tobytes())
+        return digest.hexdigest()
+
     def _snapshot(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
             "state": asdict(self.state),
+            "data": self._data_fingerprint(),
             "model": self.plain_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["data"] != self._data_fingerprint():
+            raise UsageError(
+                f"{self.config.data.path} holds other samples than when {self.config.out} was begun; choose another "
+                "--out, or give --overwrite true to start anew"
+            )
         self.state = TrainState(**checkpoint["state"])
         self.plain_model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])

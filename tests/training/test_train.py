@@ -1,0 +1,226 @@
+"""Training end to end on a tiny cache: learning, determinism, resuming, evaluating, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import f1_score
+
+from augment_cache.format.source import CacheSource
+from pipelines.errors import ProblemFoundError, UsageError
+from training import train as train_job
+from training.engine.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from training.evaluate import EvaluateConfig, evaluate
+from training.model.model_file import load_model
+from training.train import train
+
+
+def config(cache, out, **changes):
+    base = TrainConfig(
+        data=DataConfig(path=cache, batch_size=16, min_area=0.6, engine="cpu"),
+        model=ModelConfig(name="test_efficientnet", drop_rate=0.2),
+        optimizer=OptimizerConfig(lr=5e-3),
+        schedule=ScheduleConfig(epochs=4, warmup_epochs=0.5),
+        out=out,
+    )
+    return replace(base, **changes)
+
+
+def weights(path):
+    return load_model(path)[0].state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return out, train(config(cache, out))
+
+
+def test_it_learns_and_writes_everything(run, cache):
+    out, report = run
+    assert report["val_macro_f1"] > 0.6
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert max(line["val_macro_f1"] for line in lines) == report["val_macro_f1"]
+    assert yaml.safe_load((out / "config.yaml").read_text())["model"]["name"] == "test_efficientnet"
+    model, card = load_model(out / "best.safetensors")
+    assert card.classes == ("blue", "green", "red")
+    assert (card.size, card.fit, card.edits) == (32, "pad", ())
+    assert not model.training
+
+
+def test_same_seed_same_weights_other_seed_others(run, cache, tmp_path):
+    out, _ = run
+    train(config(cache, tmp_path / "again"))
+    assert same(weights(out / "last.safetensors"), weights(tmp_path / "again" / "last.safetensors"))
+    train(config(cache, tmp_path / "other", seed=1, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
+    assert not same(weights(out / "last.safetensors"), weights(tmp_path / "other" / "last.safetensors"))
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(run, cache, tmp_path, monkeypatch):
+    out, _ = run
+    record = train_job._Run._record
+
+    def stop_after_two(self, epoch, *rest):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        record(self, epoch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_job._Run, "_record", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(cache, tmp_path / "run"))
+    report = train(config(cache, tmp_path / "run"))
+    assert report["resumed_at"] == 2
+    assert same(weights(out / "last.safetensors"), weights(tmp_path / "run" / "last.safetensors"))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    again = train(config(cache, tmp_path / "run"))
+    assert (again["resumed_at"], again["epochs"]) == (4, 4)
+
+
+def test_resuming_with_other_options_or_data_is_refused(run, cache, tmp_path, photos):
+    out, _ = run
+    with pytest.raises(UsageError, match=r"optimizer\.lr was 0\.005, now 0\.1.*--overwrite"):
+        train(config(cache, out, optimizer=OptimizerConfig(lr=0.1)))
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(config(cache, out, resume="never"))
+    moved = tmp_path / "cache"
+    moved.symlink_to(cache)
+    copy = tmp_path / "run"
+    train(config(moved, copy, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
+    moved.unlink()
+    from augment_cache.build import BuildConfig, build
+
+    build(BuildConfig(data=photos, out=moved, size=32, copies=0, engine="cpu"))
+    with pytest.raises(UsageError, match="other samples"):
+        train(config(moved, copy, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
+
+
+def test_evaluate_equals_scikit_learn_on_the_same_predictions(run, cache, tmp_path):
+    out, _ = run
+    report = evaluate(EvaluateConfig(model=out, data=cache, out=tmp_path, engine="cpu"))
+    true = np.repeat(np.arange(3), [report["per_class"][name]["support"] for name in report["classes"]])
+    predicted = np.concatenate([np.repeat(np.arange(3), row) for row in report["confusion"]])
+    assert report["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert report["samples"] == (CacheSource(cache, "test").copies == 0).sum()
+    assert report["macs"] > 0
+    assert report["parameters"] == sum(p.numel() for p in load_model(out / "best.safetensors")[0].parameters())
+    assert json.loads((tmp_path / "evaluation_test.json").read_text()) == report
+    assert (tmp_path / "confusion_test.png").read_bytes()[:4] == b"\x89PNG"
+    for batch_size in (1, 7):
+        other = evaluate(EvaluateConfig(model=out, data=cache, out=tmp_path, engine="cpu", batch_size=batch_size))
+        assert other["confusion"] == report["confusion"]
+
+
+def test_evaluate_on_the_folder_equals_evaluate_on_its_cache_split(run, photos, tmp_path):
+    """The same split is cut again from the folder: same samples, pixels within JPEG error, so about the same score."""
+    out, _ = run
+    report = evaluate(EvaluateConfig(model=out, data=photos, out=tmp_path, engine="cpu"))
+    assert report["samples"] == len(CacheSource(cache, "test").labels)
+    assert report["macro_f1"] > 0.5
+
+
+def test_floor(run, cache, tmp_path):
+    out, _ = run
+    with pytest.raises(ProblemFoundError, match=r"below the floor of 1\.1") as error:
+        evaluate(EvaluateConfig(model=out, data=cache, out=tmp_path, floor=1.1, engine="cpu"))
+    assert error.value.exit_status == 1
+
+
+def test_data_with_other_classes_is_refused(run, photos, tmp_path):
+    out, _ = run
+    for name in ("blue", "green"):
+        (tmp_path / name).symlink_to(photos / name)
+    (tmp_path / "yellow").symlink_to(photos / "red")
+    with pytest.raises(UsageError, match=r"yellow.*trained on.*red"):
+        evaluate(EvaluateConfig(model=out, data=tmp_path, out=tmp_path, engine="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": ModelConfig(name="mobilenetv3_smal_050")}, "did you mean mobilenetv3_small_050"),
+        ({"data": DataConfig(path=Path("nowhere"))}, "nowhere does not exist"),
+        ({"model": ModelConfig(name="test_efficientnet", weights=Path("no.pth"))}, "no.pth do not exist"),
+    ],
+)
+def test_wrong_use_is_one_clear_error(cache, tmp_path, changes, words):
+    with pytest.raises(UsageError, match=words):
+        train(config(cache, tmp_path / "run", **changes))
+
+
+def test_batch_larger_than_the_data_names_the_option(cache, tmp_path):
+    data = DataConfig(path=cache, batch_size=4096, engine="cpu")
+    with pytest.raises(UsageError, match=r"--data\.batch_size"):
+        train(config(cache, tmp_path / "run", data=data))
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(UsageError, match="warmup_epochs"):
+        TrainConfig(data=DataConfig(path=Path("x")), schedule=ScheduleConfig(epochs=2, warmup_epochs=2))
+    with pytest.raises(UsageError, match="min_area"):
+        TrainConfig(data=DataConfig(path=Path("x"), min_area=1.5))
+
+
+def test_a_diverging_loss_stops_with_the_cure(cache, tmp_path):
+    optimizer = OptimizerConfig(name="sgd", lr=1e12, clip_norm=0)
+    with pytest.raises(ProblemFoundError, match=r"lower --optimizer\.lr"):
+        train(config(cache, tmp_path / "run", optimizer=optimizer))
+
+
+def launch(processes, *arguments):
+    """Run a job under `accelerate launch` on the CPU; its standard output."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    if processes > 1:
+        command.append("--multi_gpu")  # with ACCELERATE_USE_CPU this means several CPU processes
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    port = ["--main_process_port", "0"] if processes > 1 else []
+    result = subprocess.run(
+        [*command, *port, "-m", *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_like_one(cache, run, tmp_path):
+    out, _ = run
+    options = [
+        "--data.path",
+        cache,
+        "--data.engine",
+        "cpu",
+        "--data.batch_size",
+        "16",
+        "--model.name",
+        "test_efficientnet",
+    ]
+    options += ["--schedule.epochs", "4", "--schedule.warmup_epochs", "0.5", "--optimizer.lr", "5e-3"]
+    launch(2, "training.train", *options, "--out", tmp_path / "two")
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    alone = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in lines] == pytest.approx([line["lr"] for line in alone])
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    for model in (out, tmp_path / "two"):
+        reports = []
+        for processes in (1, 2):
+            folder = tmp_path / f"{model.name}{processes}"
+            evaluation = ["--model", model, "--data", cache, "--out", folder, "--engine", "cpu", "--batch_size", "5"]
+            reports.append(json.loads(launch(processes, "training.evaluate", *evaluation, "--json")))
+        one, two = reports
+        assert one["samples"] == two["samples"] == len(CacheSource(cache, "test").labels)
+        assert one["confusion"] == two["confusion"]
+        assert one["macro_f1"] == two["macro_f1"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
