@@ -51,9 +51,14 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
             f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders"
         )
     names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if "train" in names and names & {"val", "test"}:
+        strangers = sorted(names - set(SPLITS))
+        if strangers:
+            raise UsageError(f"{root} holds the splits {', '.join(SPLITS)} and {strangers[0]!r}; move that elsewhere")
     if "train" in names and names <= set(SPLITS):
         return _open_cut(root, [name for name in SPLITS if name in names], allow_empty_classes=allow_empty_classes)
-    return _cut(open_folder(root, allow_empty_classes=allow_empty_classes), options)
+    source = open_folder(root, allow_empty_classes=allow_empty_classes)
+    return _cut(source, options, allow_empty_classes=allow_empty_classes)
 
 
 def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> dict[str, FolderSource]:
@@ -74,11 +79,18 @@ def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> di
     }
 
 
-def _cut(source: FolderSource, options: SplitOptions) -> dict[str, FolderSource]:
-    if options.val < 0 or options.test < 0 or options.val + options.test >= 1:
+def _cut(source: FolderSource, options: SplitOptions, *, allow_empty_classes: bool) -> dict[str, FolderSource]:
+    if not (options.val >= 0 and options.test >= 0 and "train" in options.fractions):
         raise UsageError(
             f"--val {options.val} and --test {options.test} must be shares that leave something to train on"
         )
     fractions = options.fractions
     split_of = stratified_split(source.files, source.labels, fractions, options.seed)
-    return {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}
+    splits = {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}
+    missing = sorted(set(range(len(source.classes))) - set(splits["train"].labels.tolist()))
+    if missing and not allow_empty_classes:
+        raise UsageError(
+            f"class {source.classes[missing[0]]!r} of {source.root} has too few images to leave one for training; "
+            f"add some, lower --val {options.val} and --test {options.test}, or give --allow_empty_classes true"
+        )
+    return splits

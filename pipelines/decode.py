@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from typing_extensions import Buffer
 
 from pipelines.errors import CorruptSampleError
@@ -22,8 +22,12 @@ from pipelines.errors import CorruptSampleError
 Pixels = NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
 
-MAX_PIXELS = 200_000_000
-"""Larger images are refused: they are decompression bombs, not crops."""
+MAX_PIXELS = 178_000_000
+"""Larger images are refused: they are decompression bombs, not crops. Pillow's own limit lies just above."""
+
+# Pillow warns of large images and odd metadata, once per file. `warnings.catch_warnings` around each call would not do:
+# it swaps process-wide state and is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\b")
 
 EXIF_SCAN_BYTES = 65_536 + 64
 _ORIENTATION_TAG = 0x0112
@@ -76,9 +80,10 @@ def read_header(data: Buffer) -> Header:
 
 def _pillow_header(view: memoryview) -> tuple[int, int, int]:
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(view)) as image:
-            warnings.simplefilter("ignore")
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        with Image.open(io.BytesIO(view)) as image:
+            # Pillow's own getexif() of a PNG loads all pixels when it has not met an eXIf chunk before them.
+            png = image.format == "PNG"
+            orientation = _png_orientation(view) if png else image.getexif().get(_ORIENTATION_TAG, 1)
             return image.height, image.width, orientation if orientation in range(1, 9) else 1
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise CorruptSampleError(f"not an image that can be read: {error}") from error
@@ -102,6 +107,17 @@ def exif_orientation(view: memoryview) -> int:
         if marker == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
             return _tiff_orientation(bytes(body[6:]))
         position += 2 + length
+    return 1
+
+
+def _png_orientation(view: memoryview) -> int:
+    """The orientation in a PNG's eXIf chunk, wherever it stands; hops from chunk to chunk."""
+    position = 8
+    while position + 8 <= len(view):
+        length = int.from_bytes(view[position : position + 4], "big")
+        if bytes(view[position + 4 : position + 8]) == b"eXIf":
+            return _tiff_orientation(bytes(view[position + 8 : position + 8 + length]))
+        position += 12 + length
     return 1
 
 
@@ -145,7 +161,7 @@ def decode(
     """
     header = header or read_header(data)
     if not header.turbo:
-        return _pillow_decode(memoryview(data))
+        return turn_upright(_pillow_decode(memoryview(data)), header.orientation)
     if header.orientation >= 5:
         min_height, min_width = min_width, min_height
     try:
@@ -157,18 +173,19 @@ def decode(
 
 def _pillow_decode(view: memoryview) -> Pixels:
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(view)) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(view)) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            return _to_rgb(image)
     except Exception as error:
         raise CorruptSampleError(f"damaged image: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey: keep the high byte, not the low one
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        levels = np.asarray(image).astype(np.int64)
+        grey = (levels >> 8).clip(0, 255).astype(np.uint8)
+        if isinstance(image.info.get("transparency"), int):
+            grey[levels == image.info["transparency"]] = 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         over = Image.new("RGBA", image.size, "white")

@@ -1,6 +1,7 @@
 """How an image of any shape becomes a square: which part of it is shown, and where it lands. Pure integer geometry."""
 
 from dataclasses import dataclass
+from math import floor
 from typing import Literal, NamedTuple
 
 Fit = Literal["pad", "stretch", "crop"]
@@ -75,7 +76,7 @@ def _axis(length: int, square: int, size: int, start: float, share: float) -> tu
 
 def round_half_up(value: float) -> int:
     """Round to the nearest integer, halves upwards (Python's `round` would go to the even one)."""
-    return int(value + 0.5) if value >= 0 else -int(-value + 0.5)
+    return floor(value + 0.5)
 
 
 def scaled(rect: Rect, from_size: tuple[int, int], to_size: tuple[int, int]) -> Rect:

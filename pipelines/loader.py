@@ -112,9 +112,9 @@ class Loader:
             yield Batch(rendered.pixels[0].permute(0, 3, 1, 2), labels, share.rows, share.real)
 
     def _jobs(self) -> Iterator[Job]:
-        options, length = self.options, len(self.source.labels)
+        options, length, epoch = self.options, len(self.source.labels), self.epoch
         if options.train:
-            rows = order.shuffled(length, seed=options.seed, epoch=self.epoch)
+            rows = order.shuffled(length, seed=options.seed, epoch=epoch)
         else:
             rows = np.arange(length, dtype=np.int64)
         for step in range(self._steps):
@@ -124,7 +124,7 @@ class Loader:
                 self.source.ids[share.rows],
                 seed=options.seed,
                 stage=Stage.LOAD,
-                rounds=(self.epoch,),
+                rounds=(epoch,),
                 view=options.view,
             )
             yield Job(self.source.fetch(share.rows), plan, checked=self.source.checked, tag=share)

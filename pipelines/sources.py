@@ -54,7 +54,7 @@ class Source(Protocol):
 
 def sample_id(name: str) -> int:
     """The stable id of a sample: 64 bits of the BLAKE2b hash of its name (class/file, with forward slashes)."""
-    return int.from_bytes(blake2b(name.encode("utf-8"), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,22 @@ def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty
 
 def _images(root: Path, class_name: str) -> list[str]:
     """Relative paths of the images of a class, at any depth, sorted."""
-    base = root.resolve()
+    _refuse_stray_link(root, root / class_name)
     found = []
     for folder, subfolders, names in os.walk(root / class_name):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in subfolders:
+            if (Path(folder) / name).is_symlink():
+                raise UsageError(f"{Path(folder) / name} is a link to a folder, which is not followed; copy the folder")
         for name in names:
             path = Path(folder) / name
             if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
                 continue
-            if path.is_symlink() and base not in path.resolve().parents:
-                raise UsageError(f"{path} is a link that leaves {root}; copy the file instead")
+            _refuse_stray_link(root, path)
             found.append(path.relative_to(root).as_posix())
     return sorted(found)
+
+
+def _refuse_stray_link(root: Path, path: Path) -> None:
+    if path.is_symlink() and root.resolve() not in path.resolve().parents:
+        raise UsageError(f"{path} is a link that leaves {root}; copy the file instead")

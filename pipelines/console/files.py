@@ -71,6 +71,8 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         UsageError: The target exists and `overwrite` is False, or is a file.
     """
+    # A link is replaced where it points: beside it the folder would land on another disk, and the old one would stay.
+    target = target.resolve()
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, not a folder; choose another --out")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -84,7 +86,11 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         if target.is_dir():
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             target.rename(old)
-            aside.rename(target)
+            try:
+                aside.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
             shutil.rmtree(old)
         else:
             aside.rename(target)
@@ -107,5 +113,7 @@ def inside(root: Path, name: str) -> Path | None:
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         return None
     path = root / pure
-    resolved_root = root.resolve()
-    return path if resolved_root in path.resolve().parents else None
+    try:
+        return path if root.resolve() in path.resolve().parents else None
+    except (OSError, RuntimeError, UnicodeError):  # a loop of links; a character that no file name can hold
+        return None

@@ -64,7 +64,7 @@ def _cell(value: object) -> str:
 def human_bytes(count: float) -> str:
     """Bytes with a binary unit: 1536 → '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+        if round(count, 1) < 1024 or unit == "GiB":
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
@@ -72,7 +72,7 @@ def human_bytes(count: float) -> str:
 
 def human_seconds(seconds: float) -> str:
     """Seconds as people say them: 3725 → '1 h 02 min', 75 → '1 min 15 s', 7.5 → '7.5 s'."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -9,7 +9,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import simplejpeg
-from coco_builder import (
+
+from augment_cache import crop as job
+from augment_cache.crop import CropConfig, crop, gather_moves, render
+from pipelines.errors import UsageError
+from tests.augment_cache.coco_builder import (
     CATEGORIES,
     CocoBuilder,
     bytes_of,
@@ -22,10 +26,6 @@ from coco_builder import (
     table_of,
     usable,
 )
-
-from augment_cache import crop as job
-from augment_cache.crop import CropConfig, crop, gather_moves, render
-from pipelines.errors import UsageError
 
 
 def test_crops_lie_by_split_and_class_and_are_listed(tmp_path):

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from coco_builder import check_books, config, coordinates, damage, rejected_of, save_photo, usable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from augment_cache.annotations.screen import REASONS
 from augment_cache.crop import crop
+from tests.augment_cache.coco_builder import check_books, config, coordinates, damage, rejected_of, save_photo, usable
 
 
 def linked_outside(builder):

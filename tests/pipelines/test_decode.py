@@ -2,8 +2,12 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipelines import decode as decoding
-from pipelines.decode import decode, exif_orientation, read_header, turn_upright
+from pipelines.decode import decode, read_header, turn_upright
 from pipelines.errors import CorruptSampleError
 
 ORIENTATION = 0x0112
@@ -104,73 +108,6 @@ def test_an_orientation_that_does_not_exist_is_upright(value):
     assert read_header(encoded(blocks(), "PNG", exif=exif(value))).orientation == 1
 
 
-# --- the EXIF parser
-
-
-def tiff(entries, order="<", offset=8):
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    body = b"".join(struct.pack(order + "HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries)
-    padding = b"\0" * (offset - 8)
-    return mark + struct.pack(order + "I", offset) + padding + struct.pack(order + "H", len(entries)) + body
-
-
-def segment(marker, body):
-    return b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body
-
-
-def app1(tiff_bytes):
-    return segment(0xE1, b"Exif\0\0" + tiff_bytes)
-
-
-def parsed(*segments):
-    return exif_orientation(memoryview(b"\xff\xd8" + b"".join(segments)))
-
-
-SIX = tiff([(0x010F, 2, 0), (ORIENTATION, 3, 6)])
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("value", range(1, 9))
-def test_parser_reads_both_byte_orders(order, value):
-    assert parsed(app1(tiff([(ORIENTATION, 3, value)], order))) == value
-    assert parsed(app1(tiff([(0x0100, 3, 7), (ORIENTATION, 3, value)], order, offset=26))) == value
-
-
-@pytest.mark.parametrize(
-    ("segments", "expected"),
-    [
-        ((segment(0xE0, b"JFIF\0" * 3), app1(SIX)), 6),
-        ((segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"), app1(SIX)), 6),
-        ((b"\xff\xff", app1(SIX)), 6),  # fill bytes may stand before a marker
-        ((segment(0xDA, b"\0" * 6), app1(SIX)), 1),  # after the first scan: a thumbnail's, not the image's
-        ((b"\xff\xd9\0\0", app1(SIX)), 1),
-        ((app1(tiff([(ORIENTATION, 4, 6)])),), 1),  # LONG instead of SHORT
-        ((app1(b"XX" + SIX[2:]),), 1),
-        ((app1(SIX[:4] + b"\xff\xff\xff\xff" + SIX[8:]),), 1),  # directory outside of the segment
-        ((app1(SIX[:-6]),), 1),
-        ((b"\xff\xe1\0\0",), 1),  # a length that does not even count itself
-        ((), 1),
-    ],
-)
-def test_parser_walks_segments(segments, expected):
-    assert parsed(*segments) == expected
-
-
-@quick
-@given(st.binary(max_size=300))
-def test_parser_never_raises(noise):
-    assert parsed(noise) in range(1, 9)
-    assert exif_orientation(memoryview(noise)) in range(1, 9)
-
-
-@quick
-@given(st.sampled_from([b"II*\0", b"MM\0*", b""]), st.integers(0, 40), st.binary(max_size=120), st.integers(0, 65535))
-def test_parser_never_raises_inside_an_exif_segment(mark, offset, noise, length):
-    body = b"Exif\0\0" + mark + offset.to_bytes(4, "little" if mark[:1] == b"I" else "big") + noise
-    assert parsed(segment(0xE1, body)) in range(1, 9)
-    assert parsed(b"\xff\xe1" + length.to_bytes(2, "big") + body) in range(1, 9)
-
-
 # --- colour and depth
 
 
@@ -245,7 +182,7 @@ def test_sixteen_bit_grey_keeps_the_high_byte():
         assert pixels[:, :, channel].tolist() == [[0, 0, 1, 1], [127, 128, 254, 255]]
 
 
-# BUG: `_to_rgb` returns 16-bit grey before it looks at transparency, so a tRNS key stays black instead of white.
+# Once a bug: `_to_rgb` returns 16-bit grey before it looks at transparency, so a tRNS key stays black instead of white.
 def test_sixteen_bit_grey_with_a_transparent_level_lies_over_white():
     levels = np.array([[0, 30000]], np.uint16)
     assert decode(encoded(levels, "PNG", transparency=0))[0, :, 0].tolist() == [255, 30000 >> 8]
@@ -274,11 +211,6 @@ TURBO = ("jpeg", "progressive", "grey")
 def test_no_image(function, data):
     with pytest.raises(CorruptSampleError):
         function(data)
-
-
-def test_an_empty_file_is_called_so():
-    with pytest.raises(CorruptSampleError, match="the file is empty"):
-        decode(np.empty(0, np.uint8))
 
 
 @quick
@@ -321,8 +253,8 @@ def test_a_header_alone_is_known_but_not_decoded(name):
         decode(data)
 
 
-# BUG: Pillow's PngImageFile.getexif() loads the whole image when no eXIf chunk stands before the pixels, so `read_header`
-# decodes every PNG (which `decode` then does again), against its promise and before the pixel limit is checked.
+# Once a bug: Pillow's PngImageFile.getexif() loads the whole image when no eXIf chunk stands before the pixels, so
+# `read_header` decodes every PNG (which `decode` then does again), against its promise and before the limit is checked.
 def test_the_header_of_a_png_is_read_without_decoding():
     data = FILES["png"][: FILES["png"].index(b"IDAT") + 14]
     assert read_header(data) == (HEIGHT, WIDTH, 1, False)
@@ -369,18 +301,32 @@ def test_a_real_bomb_is_refused():
         read_header(png_header(30_000, 30_000))
     bomb = jpeg()
     start = bomb.index(b"\xff\xc0") + 5
-    with pytest.raises(CorruptSampleError, match="200,000,000"):
+    with pytest.raises(CorruptSampleError, match="178,000,000"):
         read_header(bomb[:start] + struct.pack(">HH", 40_000, 40_000) + bomb[start + 4 :])
 
 
-# BUG: `Image.open` runs before `simplefilter("ignore")`, so Pillow's bomb warning for 90 to 179 million pixels gets out:
+# Once a bug: `Image.open` runs before `simplefilter("ignore")`, so Pillow's warning for 90 to 179 million pixels gets out:
 # noise on stderr, and under `python -W error` a good image counts as damaged.
 def test_a_large_but_allowed_image_gives_no_warning():
     data = FILES["bmp"][:18] + struct.pack("<ii", 10_000, 10_000) + FILES["bmp"][26:]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert read_header(data).upright == (10_000, 10_000)
-    assert [str(warning.message) for warning in caught] == []
+    code = "import sys; from pipelines.decode import read_header; print(read_header(sys.stdin.buffer.read()).upright)"
+    command = [sys.executable, "-W", "error:Image size", "-c", code]
+    done = subprocess.run(command, input=data, capture_output=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.stderr) == (b"(10000, 10000)\n", b"")
+
+
+# Once a bug: `warnings.catch_warnings` swaps a process-wide list and is not safe in threads: after a few PNG in the cpu engine
+# its ("ignore", Warning) stays, and the whole process shows no warning of any kind any more.
+def test_decoding_in_threads_leaves_the_warning_filters_alone():
+    interval = sys.getswitchinterval()
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        before = list(warnings.filters)
+        sys.setswitchinterval(1e-5)
+        try:
+            list(pool.map(decode, [FILES["png"]] * 400))
+        finally:
+            sys.setswitchinterval(interval)
+        assert warnings.filters == before
 
 
 # --- reduced decoding
@@ -399,16 +345,6 @@ def test_the_result_is_never_smaller_than_asked(min_height, min_width, turned):
     pixels = decode(data, min_height=min_height, min_width=min_width)
     assert min(min_height, height) <= pixels.shape[0] <= height
     assert min(min_width, width) <= pixels.shape[1] <= width
+    assert decode(FILES["png"], min_height=min_height, min_width=min_width).shape == (HEIGHT, WIDTH, 3)
     if min_height > height or min_width > width:
         assert pixels.shape[:2] == (height, width)
-
-
-def test_a_reduced_result_is_a_reduction_of_the_whole():
-    small = decode(jpeg(blocks(93, 141)), min_height=1, min_width=1)
-    assert small.shape == (12, 18, 3)
-    # One pixel per block; the last row and column also hold what the encoder padded the image with.
-    assert difference(small[:11, :17], blocks(93, 141)[3:88:8, 3:136:8]) <= 4
-
-
-def test_what_only_pillow_reads_comes_whole():
-    assert decode(FILES["png"], min_height=5, min_width=7).shape == (HEIGHT, WIDTH, 3)

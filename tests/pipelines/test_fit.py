@@ -174,7 +174,7 @@ def test_halves_go_up(whole, part):
     assert round_half_up(whole + part) == whole + (part >= 0.5)
 
 
-# BUG: below zero `round_half_up` rounds halves away from zero, that is down, against its docstring.
+# Once a bug: below zero `round_half_up` rounds halves away from zero, that is down, against its docstring.
 @quick
 @given(st.integers(-(10**6), -1))
 def test_halves_go_up_below_zero_too(whole):

@@ -174,22 +174,22 @@ def test_a_link_within_the_root_is_a_file_like_others(tmp_path):
         assert bytes(source.fetch(np.array([1]))[0]) == b"data/a/x.jpg"
 
 
-# BUG: only links to files are checked; a class folder that is itself a link leads out of the root unnoticed.
+# Once a bug: only links to files are checked; a class folder that is itself a link leads out of the root unnoticed.
 def test_a_class_folder_that_is_a_link_out_of_the_root_is_refused(tmp_path):
     fill(tmp_path, "outside/secret.jpg", "data/a/x.jpg")
     (tmp_path / "data/b").symlink_to(tmp_path / "outside", target_is_directory=True)
     refused(lambda: open_folder(tmp_path / "data"), tmp_path / "data/b")
 
 
-# BUG: os.walk does not enter linked folders below a class, so their images are left out without a word.
+# Once a bug: os.walk does not enter linked folders below a class, so their images are left out without a word.
 def test_a_linked_folder_below_a_class_is_not_dropped_silently(tmp_path):
     fill(tmp_path, "outside/secret.jpg", "data/a/x.jpg")
     (tmp_path / "data/a/more").symlink_to(tmp_path / "outside", target_is_directory=True)
     refused(lambda: open_folder(tmp_path / "data"), tmp_path / "data/a/more")
 
 
-# BUG: a file name that is no UTF-8 (an old camera, an unpacked zip) ends in UnicodeEncodeError; `stratified_split` has no
-# trouble with it.
+# Once a bug: a file name that is no UTF-8 (an old camera, an unpacked zip) ends in UnicodeEncodeError; `stratified_split` has
+# no trouble with it.
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
 def test_a_file_name_that_is_no_utf8_is_a_sample_like_others(tmp_path):
     fill(tmp_path, "a/x.jpg")
@@ -295,13 +295,13 @@ def test_shares_that_make_no_sense(tmp_path, val, test):
     refused(lambda: open_splits(tmp_path, SplitOptions(val=val, test=test)), f"--val {val}", f"--test {test}")
 
 
-# BUG: no comparison with nan is true, so nan gets past the check and ends in a ValueError about fractions of `test`.
+# Once a bug: no comparison with nan is true, so nan gets past the check and ends in a ValueError about fractions of `test`.
 def test_a_share_that_is_no_number(tmp_path):
     many(tmp_path, can=10)
     refused(lambda: open_splits(tmp_path, SplitOptions(val=float("nan"))), "--val nan")
 
 
-# BUG: `open_splits` promises a UsageError for a class without training images; the cut made here does not look.
+# Once a bug: `open_splits` promises a UsageError for a class without training images; the cut made here does not look.
 def test_a_class_whose_only_image_went_to_val_is_refused(tmp_path):
     many(tmp_path, can=30, rare=1)
     options = SplitOptions(val=0.5, test=0.2)
