@@ -27,6 +27,7 @@ EXAMPLE = """
   python -m augment_cache.build --data trashnet --out out/trashnet --size 80 --encoding raw --processes 2
 """
 MIB = 1 << 20
+LEAST_MIB, MOST_MIB = 1e-5, 512.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,9 @@ class BuildConfig:
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"--{name} must be {least} to {most}, got {getattr(self, name)}")
-        if self.shard_mib <= 0:
-            raise UsageError(f"--shard_mib must be above 0, got {self.shard_mib}")
+        # A shard is one record batch, and Arrow's binary columns end at 2 GiB.
+        if not LEAST_MIB <= self.shard_mib <= MOST_MIB:
+            raise UsageError(f"--shard_mib must be {LEAST_MIB} to {MOST_MIB}, got {self.shard_mib}")
 
 
 def build(config: BuildConfig) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class PreviewConfig:
             raise UsageError("give either --cache or --image")
         if self.rows < 1 or self.tile < 16:
             raise UsageError(f"--rows must be at least 1 and --tile at least 16, got {self.rows} and {self.tile}")
+        if not 4 <= self.size <= 4096:
+            raise UsageError(f"--size must be 4 to 4096, got {self.size}")
 
 
 def preview(config: PreviewConfig) -> dict[str, Any]:
@@ -149,7 +151,10 @@ def op_rows(image: Path, size: int, engine_name: EngineName) -> list[list[Tile]]
     )
     engine = make_engine(engine_name, RenderSpec(size), device="cpu")
     try:
-        pixels = iter(next(iter(engine.stream([Job([data] * count, plan)]))).pixels.numpy()[0])
+        rendered = next(iter(engine.stream([Job([data] * count, plan)])))
+        if rendered.errors:
+            raise UsageError(f"--image {image}: {rendered.errors[0]}")
+        pixels = iter(rendered.pixels.numpy()[0])
         original = Tile(next(pixels), ("original",))
         return [
             [original, *(Tile(next(pixels), (op.name, value_text(op, value))) for value in row)]

@@ -87,6 +87,12 @@ def _cut(source: FolderSource, options: SplitOptions, *, allow_empty_classes: bo
     fractions = options.fractions
     split_of = stratified_split(source.files, source.labels, fractions, options.seed)
     splits = {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}
+    for name, part in splits.items():
+        if not part.files:
+            raise UsageError(
+                f"{source.root}: {len(source.files)} images leave none for the {name} split with --val {options.val} "
+                f"and --test {options.test}; add images or change the shares (0 leaves a split out)"
+            )
     missing = sorted(set(range(len(source.classes))) - set(splits["train"].labels.tolist()))
     if missing and not allow_empty_classes:
         raise UsageError(

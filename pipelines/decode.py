@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from typing_extensions import Buffer
 
 from pipelines.errors import CorruptSampleError
@@ -68,7 +68,9 @@ def read_header(data: Buffer) -> Header:
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(view, strict=False)
             turbo = colorspace in ("YCbCr", "Gray", "RGB")
-        except (ValueError, KeyError) as error:  # KeyError: simplejpeg found no colour space in a cut-off header
+        except KeyError as error:
+            raise CorruptSampleError("damaged JPEG header: it names no colour space") from error
+        except ValueError as error:
             raise CorruptSampleError(f"damaged JPEG header: {error}") from error
         orientation = exif_orientation(view)
     if not turbo:
@@ -85,6 +87,8 @@ def _pillow_header(view: memoryview) -> tuple[int, int, int]:
             png = image.format == "PNG"
             orientation = _png_orientation(view) if png else image.getexif().get(_ORIENTATION_TAG, 1)
             return image.height, image.width, orientation if orientation in range(1, 9) else 1
+    except UnidentifiedImageError as error:  # its words hold an address in memory, other ones in each run
+        raise CorruptSampleError("not an image in any known format") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise CorruptSampleError(f"not an image that can be read: {error}") from error
 

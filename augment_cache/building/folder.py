@@ -17,6 +17,7 @@ from augment_cache.format.manifest import (
     ShardEntry,
     SplitEntry,
     file_sha256,
+    is_foreign,
     read_manifest,
 )
 from augment_cache.format.shards import Shard, read_metadata
@@ -37,21 +38,27 @@ def claim(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """
     if out.is_file():
         raise UsageError(f"{out} is a file; choose another --out")
+    strangers = [entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)] if out.is_dir() else []
+    if strangers:
+        raise UsageError(f"{out} holds {strangers[0]!r}, which is no part of a cache; choose another --out")
     if (out / MANIFEST_NAME).is_file() and not overwrite:
         difference = _difference(read_manifest(out).recipe, recipe.values)
         if difference:
             raise UsageError(f"{out} holds another cache ({difference}); choose another --out or give --overwrite true")
-    elif out.is_dir():
-        strangers = [entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)]
-        if strangers:
-            raise UsageError(f"{out} holds {strangers[0]!r}, which is no part of a cache; choose another --out")
     (out / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def _is_ours(entry: Path) -> bool:
     if entry.is_dir():
         return entry.name in SPLITS and all(SHARD_NAME.search(file.name) for file in entry.iterdir())
-    return entry.name == MANIFEST_NAME or REJECTED_NAME in entry.name
+    if entry.name == MANIFEST_NAME:
+        return not is_foreign(entry)
+    return entry.name == REJECTED_NAME or _is_partial(entry)
+
+
+def _is_partial(entry: Path) -> bool:
+    """What a killed build was writing beside its name."""
+    return entry.name.startswith(tuple(f".{name}.partial-" for name in (MANIFEST_NAME, REJECTED_NAME)))
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -93,6 +100,9 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
 
 
 def _remove_leftovers(out: Path, wanted: set[str]) -> None:
+    for entry in sorted(out.iterdir()):
+        if _is_partial(entry):
+            entry.unlink()
     for folder in (out / split for split in SPLITS):
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             if SHARD_NAME.search(file.name) and f"{folder.name}/{file.name}" not in wanted:

@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return Manifest(
             classes=tuple(value["classes"]),
-            recipe=value["recipe"],
+            recipe=_recipe(value["recipe"]),
             fingerprint=value["fingerprint"],
             splits={name: _split(folder, entry) for name, entry in value["splits"].items()},
             rejected=int(value["rejected"]),
@@ -113,8 +113,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{path} is damaged ({error!r}); build the cache again with --overwrite true") from error
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a manifest is readable as that of something else; a damaged one may well be ours."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return not isinstance(value, dict) or value.get("format") != FORMAT
+
+
+def _recipe(value: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, if readers find in it what they need."""
+    if value["encoding"] not in ("jpeg", "raw") or not 4 <= int(value["size"]) <= 4096:
+        raise ValueError(f"size {value['size']!r}, encoding {value['encoding']!r}")
+    return value
+
+
 def _split(folder: Path, entry: dict[str, Any]) -> SplitEntry:
     shards = tuple(ShardEntry(**shard) for shard in entry["shards"])
+    if not shards:
+        raise ValueError("a split without shards")
     for shard in shards:
         if inside(folder, shard.file) is None:
             raise UsageError(

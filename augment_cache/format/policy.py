@@ -36,7 +36,11 @@ def load_policy(name: str) -> Policy:
         raise UsageError(
             f"policy {name!r} is neither a file nor one of the shipped policies ({', '.join(shipped_policies())})"
         )
-    return parse_policy(path.stem, path.read_text(encoding="utf-8"), where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return parse_policy(path.stem, text, where=str(path))
 
 
 def parse_policy(name: str, text: str, *, where: str) -> Policy:
@@ -53,15 +57,21 @@ def parse_policy(name: str, text: str, *, where: str) -> Policy:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not YAML: {error}") from error
+        raise UsageError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or not isinstance(value.get("ops"), list):
         raise UsageError(f"{where}: expected a mapping with a list `ops`")
     _refuse_unknown(value, POLICY_KEYS, where)
     try:
         choices = tuple(_choice(entry, f"{where}: ops[{index}]") for index, entry in enumerate(value["ops"]))
-        return Policy(name, choices, int(value.get("ops_per_copy", 1)))
+        return Policy(name, choices, _whole(value.get("ops_per_copy", 1)))
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _whole(value: Any) -> int:  # noqa: ANN401 - whatever YAML holds
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"ops_per_copy must be a whole number, got {value!r}")
+    return value
 
 
 def _choice(entry: Any, where: str) -> Choice:  # noqa: ANN401 - whatever YAML holds

@@ -63,13 +63,20 @@ def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
     return zlib.crc32(image, zlib.crc32(_NUMBERS.pack(sample_id, copy, label)))
 
 
+def _image_type(encoding: Encoding, size: int) -> pa.DataType:
+    return pa.binary(size * size * 3) if encoding == "raw" else pa.binary()
+
+
 def schema(classes: Sequence[str], encoding: Encoding, size: int, metadata: dict[str, Any]) -> pa.Schema:
-    """The columns; the metadata holds class names and features, so that `datasets` sees images and labels."""
-    image = pa.binary() if encoding == "jpeg" else pa.binary(size * size * 3)
+    """The columns; the metadata holds class names and features, so that Hugging Face `datasets` sees named labels.
+
+    It sees a JPEG column as bytes (its own image type would need a struct, which every other reader would have to take
+    apart): `.cast_column("image", datasets.Image())` shows pictures.
+    """
     fields = [
         pa.field("sample_id", pa.uint64()),
         pa.field("copy", pa.int16()),
-        pa.field("image", image),
+        pa.field("image", _image_type(encoding, size)),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("label", pa.int64()),
@@ -84,20 +91,19 @@ def schema(classes: Sequence[str], encoding: Encoding, size: int, metadata: dict
         fields,
         metadata={
             METADATA_KEY: json.dumps({**metadata, "classes": list(classes)}, sort_keys=True).encode(),
-            b"huggingface": json.dumps({"info": {"features": _features(classes, encoding)}}).encode(),
+            b"huggingface": json.dumps({"info": {"features": _features(classes)}}).encode(),
         },
     )
 
 
-def _features(classes: Sequence[str], encoding: Encoding) -> dict[str, Any]:
+def _features(classes: Sequence[str]) -> dict[str, Any]:
     def value(dtype: str) -> dict[str, str]:
         return {"dtype": dtype, "_type": "Value"}
 
-    image = {"_type": "Image"} if encoding == "jpeg" else value("binary")
     return {
         "sample_id": value("uint64"),
         "copy": value("int16"),
-        "image": image,
+        "image": value("binary"),
         "height": value("int32"),
         "width": value("int32"),
         "label": {"names": list(classes), "_type": "ClassLabel"},
@@ -175,6 +181,10 @@ class Shard:
         self.rows: int = self._batch.num_rows
         self._ids, self._copies = self.column("sample_id"), self.column("copy")
         self._labels, self._checksums = self.column("label"), self.column("checksum")
+        if images.type != _image_type(encoding, size):
+            raise UsageError(
+                f"{path} holds no {encoding} images of {size} px as the manifest says; build the cache again"
+            )
         if encoding == "jpeg":
             _, offsets, data = images.buffers()
             self._offsets = np.frombuffer(offsets, np.int32)[: self.rows + 1].astype(np.int64)

@@ -142,8 +142,9 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
     assert names_in(tmp_path / "out") == ["old"]
 
 
-# Once a bug: with `--out` a link to a folder (scratch disks of clusters), the link is renamed, rmtree refuses to remove it,
-# and the job ends with status 1 although the new folder stands; it also stands beside the link, not where it pointed.
+# Once a bug: with `--out` a link to a folder (scratch disks of clusters), the link is renamed, rmtree refuses to
+# remove it, and the job ends with status 1 although the new folder stands; it also stands beside the link, not where
+# it pointed.
 def test_a_link_to_a_folder_is_replaced_where_it_points(tmp_path):
     (tmp_path / "scratch/cache").mkdir(parents=True)
     (tmp_path / "scratch/cache/old").write_text("old")

@@ -305,8 +305,8 @@ def test_a_real_bomb_is_refused():
         read_header(bomb[:start] + struct.pack(">HH", 40_000, 40_000) + bomb[start + 4 :])
 
 
-# Once a bug: `Image.open` runs before `simplefilter("ignore")`, so Pillow's warning for 90 to 179 million pixels gets out:
-# noise on stderr, and under `python -W error` a good image counts as damaged.
+# Once a bug: `Image.open` runs before `simplefilter("ignore")`, so Pillow's warning for 90 to 179 million pixels gets
+# out: noise on stderr, and under `python -W error` a good image counts as damaged.
 def test_a_large_but_allowed_image_gives_no_warning():
     data = FILES["bmp"][:18] + struct.pack("<ii", 10_000, 10_000) + FILES["bmp"][26:]
     code = "import sys; from pipelines.decode import read_header; print(read_header(sys.stdin.buffer.read()).upright)"
@@ -315,8 +315,8 @@ def test_a_large_but_allowed_image_gives_no_warning():
     assert (done.stdout, done.stderr) == (b"(10000, 10000)\n", b"")
 
 
-# Once a bug: `warnings.catch_warnings` swaps a process-wide list and is not safe in threads: after a few PNG in the cpu engine
-# its ("ignore", Warning) stays, and the whole process shows no warning of any kind any more.
+# Once a bug: `warnings.catch_warnings` swaps a process-wide list and is not safe in threads: after a few PNG in the
+# cpu engine its ("ignore", Warning) stays, and the whole process shows no warning of any kind any more.
 def test_decoding_in_threads_leaves_the_warning_filters_alone():
     interval = sys.getswitchinterval()
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:

@@ -217,8 +217,8 @@ def test_without_view_and_policy_all_epochs_are_the_same(source, engine):
     assert torch.equal(pixels_of(source, engine, view=View()), pixels_of(source, engine, view=View(), epoch=7, seed=8))
 
 
-# Once a bug: `_jobs` reads `self.epoch` again at every step, so `set_epoch` reaches into an iteration that is under way: the
-# rest of it has the old order with the new flips. The docstring says it moves the next iteration.
+# Once a bug: `_jobs` reads `self.epoch` again at every step, so `set_epoch` reaches into an iteration that is under
+# way: the rest of it has the old order with the new flips. The docstring says it moves the next iteration.
 def test_set_epoch_does_not_reach_into_a_running_iteration(source, engine):
     loader = Loader(source, engine, LoaderOptions(batch_size=2, train=False, seed=3, view=VIEW))
     running = iter(loader)

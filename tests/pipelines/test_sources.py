@@ -188,8 +188,8 @@ def test_a_linked_folder_below_a_class_is_not_dropped_silently(tmp_path):
     refused(lambda: open_folder(tmp_path / "data"), tmp_path / "data/a/more")
 
 
-# Once a bug: a file name that is no UTF-8 (an old camera, an unpacked zip) ends in UnicodeEncodeError; `stratified_split` has
-# no trouble with it.
+# Once a bug: a file name that is no UTF-8 (an old camera, an unpacked zip) ends in UnicodeEncodeError;
+# `stratified_split` has no trouble with it.
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
 def test_a_file_name_that_is_no_utf8_is_a_sample_like_others(tmp_path):
     fill(tmp_path, "a/x.jpg")
@@ -295,7 +295,8 @@ def test_shares_that_make_no_sense(tmp_path, val, test):
     refused(lambda: open_splits(tmp_path, SplitOptions(val=val, test=test)), f"--val {val}", f"--test {test}")
 
 
-# Once a bug: no comparison with nan is true, so nan gets past the check and ends in a ValueError about fractions of `test`.
+# Once a bug: no comparison with nan is true, so nan gets past the check and ends in a ValueError about fractions of
+# `test`.
 def test_a_share_that_is_no_number(tmp_path):
     many(tmp_path, can=10)
     refused(lambda: open_splits(tmp_path, SplitOptions(val=float("nan"))), "--val nan")
