@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from augment_cache.building.worker import Recipe
 from augment_cache.format.manifest import Manifest
 from augment_cache.format.policy import load_policy, policy_as_dict
 from augment_cache.format.shards import Encoding
+from pipelines.console.cores import usable_cores
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
 from pipelines.datasets import SplitOptions, open_splits
 from pipelines.engines.choose import DeviceName, EngineName, resolve_device, resolve_engine
-from pipelines.engines.cpu import usable_cores
+from pipelines.engines.dali_compat import require_dali
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
 from pipelines.sources import FolderSource
@@ -27,6 +29,9 @@ EXAMPLE = """
   python -m augment_cache.build --data trashnet --out out/trashnet --size 80 --encoding raw --processes 2
 """
 MIB = 1 << 20
+PIXEL_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg", "torch")
+RENDERER = "1"
+"""Raised whenever Tacopress itself would give other pixels for the same plan."""
 LEAST_MIB, MOST_MIB = 1e-5, 512.0
 
 
@@ -102,8 +107,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
     options = SplitOptions(config.val, config.test, config.split_seed)
     sources = open_splits(config.data, options, allow_empty_classes=config.allow_empty_classes)
     recipe = make_recipe(config, next(iter(sources.values())).classes)
-    claim(config.out, recipe, overwrite=config.overwrite)
     tasks = make_tasks(config, sources)
+    claim(config.out, recipe, tasks, overwrite=config.overwrite)
     workers = Workers(
         engine=config.engine,
         device=config.device,
@@ -132,13 +137,14 @@ def make_recipe(config: BuildConfig, classes: tuple[str, ...]) -> Recipe:
         "copies": config.copies,
         "seed": config.seed,
         "policy": policy_as_dict(policy),
-        "split": {"val": config.val, "test": config.test, "seed": config.split_seed},
+        "split": {"val": float(config.val), "test": float(config.test), "seed": config.split_seed},
         "engine": engine if engine == "cpu" else f"dali-{device}",
-        "shard_mib": config.shard_mib,
+        "shard_mib": float(config.shard_mib),
     }
     return Recipe(
         classes=classes,
         values=values,
+        made_with=_made_with(engine),
         policy=policy,
         seed=config.seed,
         size=config.size,
@@ -146,6 +152,11 @@ def make_recipe(config: BuildConfig, classes: tuple[str, ...]) -> Recipe:
         encoding=config.encoding,
         quality=config.quality,
     )
+
+
+def _made_with(engine: str) -> dict[str, str]:
+    made_with = {"renderer": RENDERER, **{name: version(name) for name in PIXEL_PACKAGES}}
+    return {**made_with, "dali": require_dali()} if engine == "dali" else made_with
 
 
 def make_tasks(config: BuildConfig, sources: dict[str, FolderSource]) -> list[ShardTask]:

@@ -8,7 +8,6 @@ complete. Nothing in it depends on the number of threads, on the order of the an
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from augment_cache.annotations.cutter import Cut, by_photo, crop_name, cut_photo
 from augment_cache.annotations.listing import Crop, count_crops, count_reasons, count_unmapped, crops_table, in_order
 from augment_cache.annotations.screen import REASONS, Candidate, Rejection, Rules, screen
 from augment_cache.annotations.window import Shape
+from pipelines.console.cores import usable_cores
 from pipelines.console.files import whole_folder, write_csv, write_json
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
@@ -180,7 +180,10 @@ def _cut_all(config: CropConfig, candidates: Sequence[Candidate], folder: Path) 
     """Cut every photo's crops straight into the folder; they are moved to their splits when all are known."""
     photos = by_photo(candidates)
     cuts: list[Cut] = []
-    with ProgressMeter("crop", len(photos), "photos") as meter, ThreadPoolExecutor(_threads(config)) as pool:
+    with (
+        ProgressMeter("crop", len(photos), "photos") as meter,
+        ThreadPoolExecutor(config.threads or usable_cores()) as pool,
+    ):
         try:
             for result in pool.map(lambda photo: cut_photo(photo, folder, config.quality), photos):
                 cuts += result
@@ -189,12 +192,6 @@ def _cut_all(config: CropConfig, candidates: Sequence[Candidate], folder: Path) 
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return cuts
-
-
-def _threads(config: CropConfig) -> int:
-    if config.threads:
-        return config.threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _into_splits(config: CropConfig, class_map: ClassMap, accepted: Sequence[Candidate], folder: Path) -> list[Crop]:

@@ -5,7 +5,7 @@ evidence of how well a model does on litter. They come as TACO does, as `annotat
 `batch_1/000001.jpg` …, so that the crop job takes them without being told.
 """
 
-import os
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,15 @@ from typing import Any
 
 from augment_cache.drawing.catalogue import KINDS
 from augment_cache.drawing.photo import Seen, render_photo
+from pipelines.console.cores import usable_cores
 from pipelines.console.files import whole_folder, write_json
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
 from pipelines.errors import UsageError
+
+DESCRIPTION = "Rendered sample"
+"""How the description in the annotations file begins."""
 
 MOST_PHOTOS = 999_999
 """What the six digits of the file names can count."""
@@ -73,9 +77,10 @@ def sample(config: SampleConfig) -> dict[str, Any]:
         `unmapped` (int, annotations outside the classes), `bytes` (int, of all files) and `seconds` (float).
 
     Raises:
-        UsageError: The folder is there already and `overwrite` is False.
+        UsageError: The folder is there already and `overwrite` is False, or it holds no rendered sample.
     """
     start = time.monotonic()
+    _check_out(config.out, overwrite=config.overwrite)
     with (
         whole_folder(config.out, overwrite=config.overwrite) as folder,
         ProgressMeter("sample", config.photos, "photos") as meter,
@@ -97,6 +102,18 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     }
 
 
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """`--overwrite true` deletes what is there, so what is there has to be a rendered sample."""
+    if not (overwrite and out.is_dir() and any(out.iterdir())):
+        return
+    try:
+        description = json.loads((out / "annotations.json").read_bytes())["info"]["description"]
+    except (OSError, ValueError, KeyError, TypeError):
+        description = ""
+    if not str(description).startswith(DESCRIPTION):
+        raise UsageError(f"--out {out} holds no rendered sample, so it is kept; choose another --out")
+
+
 def file_name(index: int) -> str:
     """Where photo `index` (from 0) lies in the folder: `batch_1/000001.jpg` is the first."""
     return f"batch_1/{index + 1:06d}.jpg"
@@ -104,15 +121,11 @@ def file_name(index: int) -> str:
 
 def _render_all(config: SampleConfig, folder: Path) -> Iterator[tuple[Seen, ...]]:
     """Write the photos, many at a time, and yield the objects of each in order."""
-    pool = ThreadPoolExecutor(_threads())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         yield from pool.map(partial(_render_one, config, folder), range(config.photos))
     finally:  # after an error or Ctrl-C the photos still waiting are of no use
         pool.shutdown(cancel_futures=True)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _render_one(config: SampleConfig, folder: Path, index: int) -> tuple[Seen, ...]:
@@ -138,7 +151,7 @@ def coco(config: SampleConfig, seen: Sequence[Sequence[Seen]]) -> dict[str, Any]
             annotations.append(_annotation(len(annotations) + 1, image_id, thing))
     return {
         "info": {
-            "description": "Rendered sample: litter drawn by a program in the form of TACO; these are not photographs. "
+            "description": f"{DESCRIPTION}: litter drawn by a program in the form of TACO; these are not photographs. "
             f"Seed {config.seed}.",
             "seed": config.seed,
         },

@@ -9,6 +9,9 @@ from pipelines.errors import UsageError
 from pipelines.sources import SPLITS, FolderSource, open_folder
 from pipelines.splits import stratified_split
 
+SPLIT_LIKE = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Folder names that are no classes."""
+
 
 @dataclass(frozen=True)
 class SplitOptions:
@@ -51,11 +54,12 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
             f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders"
         )
     names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if "train" in names and names & {"val", "test"}:
-        strangers = sorted(names - set(SPLITS))
-        if strangers:
-            raise UsageError(f"{root} holds the splits {', '.join(SPLITS)} and {strangers[0]!r}; move that elsewhere")
-    if "train" in names and names <= set(SPLITS):
+    if names & SPLIT_LIKE:
+        if not ("train" in names and names <= set(SPLITS)):
+            found = ", ".join(sorted(names))
+            raise UsageError(
+                f"{root} holds {found}: split folders must be named train, val and test, with no other beside"
+            )
         return _open_cut(root, [name for name in SPLITS if name in names], allow_empty_classes=allow_empty_classes)
     source = open_folder(root, allow_empty_classes=allow_empty_classes)
     return _cut(source, options, allow_empty_classes=allow_empty_classes)
@@ -81,22 +85,20 @@ def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> di
 
 def _cut(source: FolderSource, options: SplitOptions, *, allow_empty_classes: bool) -> dict[str, FolderSource]:
     if not (options.val >= 0 and options.test >= 0 and "train" in options.fractions):
-        raise UsageError(
-            f"--val {options.val} and --test {options.test} must be shares that leave something to train on"
-        )
+        raise UsageError(f"val {options.val} and test {options.test} must be shares that leave something to train on")
     fractions = options.fractions
     split_of = stratified_split(source.files, source.labels, fractions, options.seed)
     splits = {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}
     for name, part in splits.items():
         if not part.files:
             raise UsageError(
-                f"{source.root}: {len(source.files)} images leave none for the {name} split with --val {options.val} "
-                f"and --test {options.test}; add images or change the shares (0 leaves a split out)"
+                f"{source.root}: {len(source.files)} images leave none for the {name} split with val {options.val} "
+                f"and test {options.test}; add images or change the shares (0 leaves a split out)"
             )
     missing = sorted(set(range(len(source.classes))) - set(splits["train"].labels.tolist()))
     if missing and not allow_empty_classes:
         raise UsageError(
             f"class {source.classes[missing[0]]!r} of {source.root} has too few images to leave one for training; "
-            f"add some, lower --val {options.val} and --test {options.test}, or give --allow_empty_classes true"
+            f"add some, lower val {options.val} and test {options.test}, or set allow_empty_classes to true"
         )
     return splits

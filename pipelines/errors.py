@@ -1,5 +1,7 @@
 """The errors a user is meant to read: one sentence that names the thing and the cure."""
 
+from typing import Any
+
 
 class TacopressError(Exception):
     """Something is wrong that the reader of the message can mend. Jobs print it without a traceback.
@@ -18,7 +20,16 @@ class UsageError(TacopressError):
 
 
 class ProblemFoundError(TacopressError):
-    """The job ran and found a problem, for example a score below the stated floor. Exit status 1."""
+    """The job ran and found a problem, for example a score below the stated floor. Exit status 1.
+
+    Args:
+        message: What was found.
+        report: The job's report, which is printed all the same.
+    """
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class CorruptSampleError(TacopressError):

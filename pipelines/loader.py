@@ -15,9 +15,6 @@ from pipelines.errors import CorruptSampleError
 from pipelines.plan import PLAIN_VIEW, Stage, View, draw
 from pipelines.sources import Source
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Batch(NamedTuple):
     """What a rank gets in one step.

@@ -52,7 +52,7 @@ def steps_per_epoch(length: int, batch_size: int, *, drop_last: bool) -> int:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     steps = length // batch_size if drop_last else -(-length // batch_size)
     if steps == 0:
-        raise ValueError(f"batch_size {batch_size} is larger than the {length} samples; lower --data.batch_size")
+        raise ValueError(f"batch size {batch_size} is larger than the {length} samples")
     return steps
 
 

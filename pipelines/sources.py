@@ -3,14 +3,14 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import UsageError
+from pipelines.errors import CorruptSampleError, UsageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLITS = ("train", "val", "test")
@@ -24,6 +24,7 @@ class Source(Protocol):
         labels: int64 [n]; class index of each sample.
         ids: uint64 [n]; stable sample ids: what the plan is keyed by.
         checked: The images are known to be whole.
+        fingerprint: Changes with anything that changes a label, an image or their order.
     """
 
     @property
@@ -37,6 +38,9 @@ class Source(Protocol):
 
     @property
     def checked(self) -> bool: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
         """The images of some rows.
@@ -78,8 +82,21 @@ class FolderSource:
     checked: bool = False
 
     def fetch(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Read the files of some rows; a file that is gone reads as empty, which decoding reports."""
-        return [_read(self.root / self.files[row]) for row in rows.tolist()]
+        """Read the files of some rows.
+
+        Raises:
+            CorruptSampleError: A file is gone or may not be read.
+        """
+        return [read_file(self.root / self.files[row]) for row in rows.tolist()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum over names, sizes and times of change of all files: contents are not read for it."""
+        digest = sha256()
+        for file, label in zip(self.files, self.labels.tolist(), strict=True):
+            facts = (self.root / file).stat()
+            digest.update(repr((file, label, facts.st_size, facts.st_mtime_ns)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
     def describe(self, row: int) -> str:
         """Path of the file."""
@@ -91,11 +108,16 @@ class FolderSource:
         return FolderSource(self.root, self.classes, files, self.labels[rows], self.ids[rows])
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def read_file(path: Path) -> NDArray[np.uint8]:
+    """A file's contents, uint8 [bytes].
+
+    Raises:
+        CorruptSampleError: It is gone or may not be read.
+    """
     try:
         return np.fromfile(path, np.uint8)
-    except OSError:
-        return np.empty(0, np.uint8)
+    except OSError as error:
+        raise CorruptSampleError(f"{path}: cannot be read: {error.strerror or error}; mend or remove it") from error
 
 
 def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty_classes: bool = False) -> FolderSource:
@@ -128,7 +150,7 @@ def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty
         found = _images(root, name) if name in names else []
         if not found and not allow_empty_classes:
             raise UsageError(
-                f"class {name!r} has no images in {root}; add some, remove it, or give --allow_empty_classes true"
+                f"class {name!r} has no images in {root}; add some, remove it, or set allow_empty_classes to true"
             )
         files += found
         labels += [label] * len(found)

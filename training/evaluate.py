@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from pipelines.console.files import write_bytes, write_json
@@ -14,12 +15,13 @@ from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
 from pipelines.errors import ProblemFoundError, UsageError
-from training.engine.data import make_test_loader, process_of
+from training.engine.config import Precision
+from training.engine.data import DataOptions, make_test_loader, open_data, process_of
 from training.engine.loop import evaluate as evaluate_model
 from training.engine.metrics import Scores
 from training.measure.confusion_plot import draw_confusion
 from training.measure.macs import count_macs
-from training.model.model_file import find_model, load_model
+from training.model.model_file import ModelCard, find_model, load_model
 
 EXAMPLE = """
   python -m training.evaluate --model runs/train --data out/cache
@@ -40,9 +42,11 @@ class EvaluateConfig:
         batch_size: Images per step, over all processes together.
         engine: Renders the images. auto is DALI on a GPU, the cpu engine otherwise.
         out: Folder for evaluation_SPLIT.json and confusion_SPLIT.png; that of the model when absent.
-        val: Share for validation, where data holds class folders without splits; as in training.
+        val: Share for validation, where data holds class folders without splits; as in training when absent.
         test: Share for the test, likewise.
         split_seed: Which of the possible splits, likewise.
+        precision: no is float32; as in training when absent.
+        allow_empty_classes: Accept classes without images.
     """
 
     model: Path
@@ -52,9 +56,15 @@ class EvaluateConfig:
     batch_size: int = 256
     engine: EngineName = "auto"
     out: Path | None = None
-    val: float = 0.15
-    test: float = 0.15
-    split_seed: int = 0
+    val: float | None = None
+    test: float | None = None
+    split_seed: int | None = None
+    precision: Precision | None = None
+    allow_empty_classes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch_size must be at least 1, got {self.batch_size}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -73,22 +83,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     path = find_model(config.model)
     model, card = load_model(path)
     cost = count_macs(model, card.size)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=_precision(config, card))
     process = process_of(accelerator)
-    loader = make_test_loader(
-        config.data,
-        config.split,
-        SplitOptions(config.val, config.test, config.split_seed),
-        process,
-        spec=RenderSpec(card.size, card.fit),
-        engine=config.engine,
-        batch_size=config.batch_size,
-    )
-    if loader.source.classes != card.classes:
+    options = DataOptions(_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
+    (source,) = open_data(config.data, (config.split,), options)
+    if source.classes != card.classes:
         raise UsageError(
-            f"{config.data} has the classes {', '.join(loader.source.classes)}, but {path} was trained on "
+            f"{config.data} has the classes {', '.join(source.classes)}, but {path} was trained on "
             f"{', '.join(card.classes)}; give the data that belongs to the model"
         )
+    spec = RenderSpec(card.size, card.fit)
+    loader = make_test_loader(source, process, spec=spec, engine=config.engine, batch_size=config.batch_size)
     start = time.monotonic()
     try:
         scores, loss = evaluate_model(
@@ -117,6 +122,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
         )
     return report
+
+
+def _precision(config: EvaluateConfig, card: ModelCard) -> Precision:
+    """As asked, else as trained; float16 arithmetic exists on GPUs only."""
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("--precision fp16 needs a GPU; use bf16 or no")
+    trained: Precision = card.provenance.get("precision", "no")
+    if config.precision is not None:
+        return config.precision
+    return "no" if trained == "fp16" and not torch.cuda.is_available() else trained
+
+
+def _split_options(config: EvaluateConfig, card: ModelCard) -> SplitOptions:
+    """How a folder of class folders is cut: as asked, else as in training, or test images would be training images."""
+    trained = card.provenance.get("split", {})
+    standard = SplitOptions()
+    return SplitOptions(
+        val=trained.get("val", standard.val) if config.val is None else config.val,
+        test=trained.get("test", standard.test) if config.test is None else config.test,
+        seed=trained.get("split_seed", standard.seed) if config.split_seed is None else config.split_seed,
+    )
 
 
 def _write(out: Path, split: str, report: dict[str, Any], scores: Scores) -> None:

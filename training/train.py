@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +23,9 @@ from pipelines.loader import Loader
 from training.engine.checkpoint import RESUME_NAME, load_checkpoint, save_checkpoint
 from training.engine.config import TrainConfig
 from training.engine.data import Process, image_shape, make_loaders, process_of
-from training.engine.loop import EpochResult, Trainer, TrainState, make_optimizer, make_schedule
+from training.engine.loop import EpochResult, Trainer, TrainState, balanced_weights, make_optimizer, make_schedule
 from training.engine.metrics import Scores
-from training.model.create import create_model, preprocessing
+from training.model.create import check_input_size, create_model, preprocessing
 from training.model.model_file import ModelCard, save_model
 
 EXAMPLE = """
@@ -43,8 +43,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or go on training.
 
     Returns:
-        The report, on the first process only. Keys: `run`, `best_epoch`, `epochs`, `val_macro_f1`, `val_accuracy` (of
-        the last epoch), `seconds`, `images_per_second`, `resumed_at` (epoch, 0 for a fresh run).
+        The report, on the first process only. Keys: `run`, `best_epoch`, `epochs`, `val_macro_f1` and `val_accuracy`
+        (of the best epoch), `seconds`, `images_per_second`, `resumed_at` (epoch, 0 for a fresh run).
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("--precision fp16 needs a GPU; use bf16 or no")
@@ -61,29 +61,61 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _claim_run(config: TrainConfig, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Decide between a fresh run and resuming; the checkpoint in the latter case."""
-    checkpoint = None if config.overwrite else load_checkpoint(config.out)
-    if checkpoint is not None:
-        if config.resume == "never":
-            raise UsageError(f"{config.out} holds a run already; choose another --out or give --overwrite true")
-        saved = yaml.safe_load((config.out / CONFIG_NAME).read_text(encoding="utf-8"))
-        difference = _difference(saved, _plain(config))
-        if difference:
-            raise UsageError(
-                f"{config.out} holds a run with other options ({difference}); choose another --out, or give "
-                "--overwrite true to start anew"
-            )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and checkpoint is None:
+    """Decide between a fresh run and resuming; the checkpoint in the latter case. Equal on all processes."""
+    checkpoint, error = None, None
+    try:
+        checkpoint = _find_checkpoint(config)
+    except UsageError as found:
+        error = found
+    # A process that raised alone would leave the others waiting for it for ever.
+    epoch = -2 if error else -1 if checkpoint is None else checkpoint["state"]["epoch"]
+    epochs = accelerator.gather(torch.tensor([epoch], device=accelerator.device)).tolist()
+    if error:
+        raise error
+    if len(set(epochs)) > 1:
+        raise UsageError(f"the processes see different states of {config.out}; --out must lie on a disk that all share")
+    if accelerator.is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
-        for name in (RESUME_NAME, BEST_NAME, LAST_NAME, METRICS_NAME):
-            (config.out / name).unlink(missing_ok=True)
-        write_text(config.out / CONFIG_NAME, yaml.safe_dump(_plain(config), sort_keys=False))
+        for leftover in config.out.glob(".*.partial-*"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        if checkpoint is None:
+            for name in (RESUME_NAME, BEST_NAME, LAST_NAME, METRICS_NAME):
+                (config.out / name).unlink(missing_ok=True)
+            write_text(config.out / CONFIG_NAME, yaml.safe_dump(_plain(config), sort_keys=False))
+    return checkpoint
+
+
+def _find_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None for a fresh run.
+
+    Raises:
+        UsageError: The folder holds a run that is not to be resumed or cannot be.
+    """
+    if config.overwrite:
+        return None
+    checkpoint = load_checkpoint(config.out)
+    if checkpoint is None:
+        if (config.out / METRICS_NAME).exists():
+            raise UsageError(
+                f"{config.out} holds a run, but no {RESUME_NAME} to go on from; choose another --out, or give "
+                "--overwrite true to replace it"
+            )
+        return None
+    if config.resume == "never":
+        raise UsageError(f"{config.out} holds a run already; choose another --out or give --overwrite true")
+    saved = yaml.safe_load((config.out / CONFIG_NAME).read_text(encoding="utf-8"))
+    difference = _difference(saved, _plain(config))
+    if difference:
+        raise UsageError(
+            f"{config.out} holds a run with other options ({difference}); choose another --out, or give "
+            "--overwrite true to start anew"
+        )
     return checkpoint
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The options as YAML holds them: what `--config` reads back."""
+    """The options as YAML holds them: what `--config` reads back to go on with the run."""
+    config = replace(config, overwrite=False, resume="auto")
     return json.loads(json.dumps(asdict(config), default=str))
 
 
@@ -114,6 +146,7 @@ class _Run:
         model = create_model(
             config.model.name, len(self.classes), drop_rate=config.model.drop_rate, weights=config.model.weights
         )
+        check_input_size(model, config.model.name, self.size)
         self.mean, self.std = preprocessing(model)
         if config.model.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -129,6 +162,9 @@ class _Run:
             mean=self.mean,
             std=self.std,
             label_smoothing=config.loss.label_smoothing,
+            class_weights=balanced_weights(train_loader.source.labels, len(self.classes), config.loss.class_balance).to(
+                accelerator.device
+            ),
             clip_norm=config.optimizer.clip_norm,
             channels_last=config.model.channels_last,
         )
@@ -142,7 +178,6 @@ class _Run:
         main, epochs, steps = self.accelerator.is_main_process, self.config.schedule.epochs, len(self.train_loader)
         if main and resumed_at:
             say(f"train: resuming {self.config.out} after epoch {resumed_at} of {epochs}")
-        scores: Scores | None = None
         with ProgressMeter("train", (epochs - resumed_at) * steps, "steps", enabled=main) as progress:
             for epoch in range(resumed_at, epochs):
                 result = self.trainer.train_epoch(self.train_loader, epoch, self.config.seed, progress)
@@ -151,7 +186,7 @@ class _Run:
                 images += result.images
         self.accelerator.wait_for_everyone()
         seconds = time.monotonic() - start
-        return self._report(scores, resumed_at, images, seconds) if main else {}
+        return self._report(resumed_at, images, seconds) if main else {}
 
     def _record(self, epoch: int, result: EpochResult, scores: Scores, val_loss: float) -> None:
         """Note an epoch: state, metrics.jsonl, model files, checkpoint."""
@@ -159,9 +194,10 @@ class _Run:
         state.epoch = epoch + 1
         better = scores.macro_f1 > state.best_macro_f1
         if better:
-            state.best_epoch, state.best_macro_f1 = epoch + 1, scores.macro_f1
+            state.best_epoch, state.best_macro_f1, state.best_accuracy = epoch + 1, scores.macro_f1, scores.accuracy
         if not self.accelerator.is_main_process:
             return
+        rate = result.images / result.seconds
         line = {
             "epoch": epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -171,20 +207,24 @@ class _Run:
             "val_accuracy": scores.accuracy,
             "seconds": round(result.seconds, 3),
             "data_wait": round(result.data_wait, 3),
-            "images_per_second": round(result.images / result.seconds, 1),
+            "images_per_second": round(rate, 1),
         }
+        state.log.append(line)
         card = self._card(scores)
         save_model(self.config.out / LAST_NAME, self.plain_model, card)
         if better:
             save_model(self.config.out / BEST_NAME, self.plain_model, card)
-        with (self.config.out / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
         save_checkpoint(self.config.out, self._snapshot())
+        self._write_log()
         say(
             f"epoch {epoch + 1}/{self.config.schedule.epochs} · loss {result.loss:.3f} · val loss {val_loss:.3f} · "
             f"val macro F1 {scores.macro_f1:.4f}{' (best)' if better else ''} · "
-            f"{line['images_per_second']:,} images/s · waited for data {100 * result.data_wait / result.seconds:.0f} %"
+            f"{rate:,.0f} images/s · waited for data {100 * result.data_wait / result.seconds:.0f} %"
         )
+
+    def _write_log(self) -> None:
+        """metrics.jsonl, whole: after a kill it holds exactly the epochs that the checkpoint holds."""
+        write_text(self.config.out / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in self.state.log))
 
     def _card(self, scores: Scores) -> ModelCard:
         return ModelCard(
@@ -198,6 +238,8 @@ class _Run:
                 "epoch": self.state.epoch,
                 "val_macro_f1": scores.macro_f1,
                 "seed": self.config.seed,
+                "precision": self.config.precision,
+                "split": {name: getattr(self.config.data, name) for name in ("val", "test", "split_seed")},
                 "weights": str(self.config.model.weights) if self.config.model.weights else None,
                 "timm": version("timm"),
                 "torch": version("torch"),
@@ -205,11 +247,11 @@ class _Run:
         )
 
     def _data_fingerprint(self) -> str:
-        """Which samples and labels the run sees, in which order: resuming on others would not be the same run."""
-        digest = sha256(json.dumps(self.classes).encode())
+        """What the run sees: resuming on other images, labels or augmentations would not be the same run."""
+        digest = sha256(json.dumps([self.classes, self.size, self.fit]).encode())
         for loader in (self.train_loader, self.val_loader):
-            digest.update(loader.source.ids.tobytes())
-            digest.update(loader.source.labels.tobytes())
+            digest.update(loader.source.fingerprint.encode())
+            digest.update(repr(loader.options.policy).encode())
         return digest.hexdigest()
 
     def _snapshot(self) -> dict[str, Any]:
@@ -225,22 +267,24 @@ class _Run:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["data"] != self._data_fingerprint():
             raise UsageError(
-                f"{self.config.data.path} holds other samples than when {self.config.out} was begun; choose another "
+                f"{self.config.data.path} is not the data that {self.config.out} was begun with; choose another "
                 "--out, or give --overwrite true to start anew"
             )
         self.state = TrainState(**checkpoint["state"])
+        if self.accelerator.is_main_process:
+            self._write_log()
         self.plain_model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
-    def _report(self, scores: Scores | None, resumed_at: int, images: int, seconds: float) -> dict[str, Any]:
+    def _report(self, resumed_at: int, images: int, seconds: float) -> dict[str, Any]:
         return {
             "run": str(self.config.out),
             "best_epoch": self.state.best_epoch,
             "epochs": self.state.epoch,
             "val_macro_f1": self.state.best_macro_f1,
-            "val_accuracy": scores.accuracy if scores is not None else None,
+            "val_accuracy": self.state.best_accuracy,
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if images else None,
             "resumed_at": resumed_at,

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,17 +19,18 @@ from augment_cache.format.manifest import (
     read_manifest,
 )
 from augment_cache.format.shards import Shard, read_metadata
+from augment_cache.format.source import CacheSource
 from pipelines.console.files import write_csv
-from pipelines.engines.dali_compat import dali_version
 from pipelines.errors import UsageError
 from pipelines.sources import SPLITS
 
 REJECTED_NAME = "rejected.csv"
-PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg", "torch")
 
 
-def claim(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
+def claim(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], *, overwrite: bool) -> None:
     """Make sure that the folder is this cache, finished or not, or nothing yet; from now on it counts as unfinished.
+
+    The same cache means: the same recipe and classes, and at least one sample in common.
 
     Raises:
         UsageError: It holds something else and `overwrite` is False.
@@ -42,7 +41,7 @@ def claim(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
     if strangers:
         raise UsageError(f"{out} holds {strangers[0]!r}, which is no part of a cache; choose another --out")
     if (out / MANIFEST_NAME).is_file() and not overwrite:
-        difference = _difference(read_manifest(out).recipe, recipe.values)
+        difference = _difference(out, recipe, tasks)
         if difference:
             raise UsageError(f"{out} holds another cache ({difference}); choose another --out or give --overwrite true")
     (out / MANIFEST_NAME).unlink(missing_ok=True)
@@ -61,12 +60,21 @@ def _is_partial(entry: Path) -> bool:
     return entry.name.startswith(tuple(f".{name}.partial-" for name in (MANIFEST_NAME, REJECTED_NAME)))
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first thing in which two recipes differ, in words; empty if they are equal."""
-    for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key):
-            return "another policy" if key == "policy" else f"{key} {old.get(key)} there, {new.get(key)} asked for"
-    return ""
+def _difference(out: Path, recipe: Recipe, tasks: Sequence[ShardTask]) -> str:
+    """The first thing in which the cache in a folder differs from the one asked for, in words; empty if nothing."""
+    there = read_manifest(out)
+    for key in sorted(set(there.recipe) | set(recipe.values)):
+        old, new = there.recipe.get(key), recipe.values.get(key)
+        if old != new:
+            return "another policy" if key == "policy" else f"{key} {old} there, {new} asked for"
+    if there.classes != recipe.classes:
+        return f"classes {', '.join(there.classes)}"
+    wanted = {sample for task in tasks for sample in task.ids}
+    try:
+        found = [set(CacheSource(out, split, check=False).sample_ids.tolist()) for split in there.splits]
+    except UsageError:  # damaged: this build is what mends it
+        return ""
+    return "" if any(wanted & ids for ids in found) else "of other images"
 
 
 def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Sequence[ShardResult]) -> Manifest:
@@ -93,7 +101,7 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
         fingerprint=sha256(marks.encode()).hexdigest(),
         splits={split: _split_entry(recipe.classes, shards) for split, shards in facts.items()},
         rejected=len(rejected),
-        made_with=_versions(recipe),
+        made_with=recipe.made_with,
     )
     manifest.write(out)
     return manifest
@@ -134,10 +142,3 @@ def _split_entry(classes: tuple[str, ...], shards: list[_ShardFacts]) -> SplitEn
         classes={name: int(counts[index]) for index, name in enumerate(classes)},
         shards=tuple(shard.entry for shard in shards),
     )
-
-
-def _versions(recipe: Recipe) -> dict[str, str]:
-    made_with = {name: version(name) for name in PACKAGES}
-    if recipe.values["engine"] != "cpu":
-        made_with["dali"] = str(dali_version())
-    return made_with

@@ -75,17 +75,25 @@ class ShardTask:
     root: str
 
 
-def fingerprint(recipe: dict[str, Any], classes: Sequence[str], task: ShardTask, digests: Sequence[bytes]) -> str:
+def fingerprint(
+    recipe: dict[str, Any],
+    made_with: dict[str, str],
+    classes: Sequence[str],
+    task: ShardTask,
+    digests: Sequence[bytes],
+) -> str:
     """Checksum of everything that decides the bytes of a shard, hexadecimal.
 
     Args:
         recipe: The cache's recipe, as in the manifest.
+        made_with: Versions of everything that moves pixels: other versions may round differently.
         classes: Class names in index order.
         task: The shard.
         digests: Checksum of each file's contents.
     """
     words = [
         recipe,
+        made_with,
         list(classes),
         [task.split, task.index, task.count, task.copies],
         [[file, label, digest.hex()] for file, label, digest in zip(task.files, task.labels, digests, strict=True)],

@@ -18,6 +18,7 @@ from pipelines.engines.base import Engine, Job, Rendered
 from pipelines.errors import CorruptSampleError
 from pipelines.fit import Fit
 from pipelines.plan import Plan, Stage, draw
+from pipelines.sources import read_file
 
 ENCODE_CHUNK = 32
 """Images that one task of the thread pool encodes: enough to hide the cost of handing it over."""
@@ -30,6 +31,7 @@ class Recipe:
     Attributes:
         classes: Class names in index order.
         values: The recipe as the manifest keeps it.
+        made_with: Versions of the libraries that move the pixels.
         policy: What copies may get.
         seed: Of the plan.
         size: Side of the images in px.
@@ -40,6 +42,7 @@ class Recipe:
 
     classes: tuple[str, ...]
     values: dict[str, Any]
+    made_with: dict[str, str]
     policy: Policy
     seed: int
     size: int
@@ -85,19 +88,19 @@ class ShardBuilder:
             OSError: The disk is full or not writable.
         """
         name = shard_file(task.split, task.index, task.count)
-        root = Path(task.root)
-        digests = list(self._pool.map(lambda file: content_digest(_read(root / file)), task.files))
-        mark = fingerprint(self._recipe.values, self._recipe.classes, task, digests)
         path = self._out / name
         found = read_metadata(path) if path.is_file() else None
-        if found is not None and found.get("fingerprint") == mark:
-            return ShardResult(name, reused=True)
+        if found is not None:
+            digests = list(self._pool.map(lambda file: content_digest(_read(task, file)[0]), task.files))
+            if found.get("fingerprint") == self._fingerprint(task, digests):
+                return ShardResult(name, reused=True)
+        self._digests: list[bytes] = []
         rows, rejected = self._rows(task)
         metadata = {
             "format": "tacopress-shard",
             "version": 1,
             "split": task.split,
-            "fingerprint": mark,
+            "fingerprint": self._fingerprint(task, self._digests),
             "samples": len(task.files) - len(rejected),
             "rejected": rejected,
         }
@@ -105,12 +108,16 @@ class ShardBuilder:
         write_shard(path, rows, columns, self._recipe.size)
         return ShardResult(name, reused=False)
 
+    def _fingerprint(self, task: ShardTask, digests: list[bytes]) -> str:
+        recipe = self._recipe
+        return fingerprint(recipe.values, recipe.made_with, recipe.classes, task, digests)
+
     def _rows(self, task: ShardTask) -> tuple[list[Row], list[list[str]]]:
         rows: list[Row] = []
         rejected: list[list[str]] = []
         for result in self._engine.stream(self._jobs(task)):
-            start = result.tag[0]
-            for position, reason in sorted(result.errors.items()):
+            start, _, unread = result.tag
+            for position, reason in sorted({**result.errors, **unread}.items()):
                 file = task.files[start + position]
                 if self._strict:
                     raise CorruptSampleError(f"{Path(task.root) / file}: {reason}; mend or remove it, or drop --strict")
@@ -120,15 +127,19 @@ class ShardBuilder:
 
     def _jobs(self, task: ShardTask) -> Iterator[Job]:
         ids = np.array(task.ids, np.uint64)
-        root = Path(task.root)
         for start in range(0, len(ids), self._batch):
             part = slice(start, start + self._batch)
             rounds = range(task.copies + 1)
             plan = draw(self._recipe.policy, ids[part], seed=self._recipe.seed, stage=Stage.BUILD, rounds=rounds)
-            yield Job([_read(root / file) for file in task.files[part]], plan, tag=(start, plan))
+            read = [_read(task, file) for file in task.files[part]]
+            images = [image for image, _ in read]
+            # Of the very bytes that are rendered: a file that changes meanwhile can't pass for the one that was read.
+            self._digests += self._pool.map(content_digest, images)
+            unread = {index: reason for index, (_, reason) in enumerate(read) if reason}
+            yield Job(images, plan, tag=(start, plan, unread))
 
     def _encoded(self, task: ShardTask, result: Rendered) -> list[Row]:
-        start, plan = result.tag
+        start, plan, _ = result.tag
         pixels = result.pixels.cpu().numpy()
         whole = [index for index in range(plan.samples) if index not in result.errors]
         pairs = [(index, copy) for index in whole for copy in range(plan.rounds)]
@@ -167,8 +178,9 @@ def _row(task: ShardTask, position: int, copy: int, image: bytes, plan: Plan, in
     )
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def _read(task: ShardTask, file: str) -> tuple[NDArray[np.uint8], str]:
+    """Contents of a source file and, if it cannot be read, nothing and the reason."""
     try:
-        return np.fromfile(path, np.uint8)
-    except FileNotFoundError:
-        return np.empty(0, np.uint8)
+        return read_file(Path(task.root) / file), ""
+    except CorruptSampleError as error:
+        return np.empty(0, np.uint8), str(error).rpartition(": ")[2].partition(";")[0]

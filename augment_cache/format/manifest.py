@@ -5,15 +5,17 @@ import re
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.console.files import inside, write_json
 from pipelines.errors import UsageError
+from pipelines.fit import Fit
 
 FORMAT = "tacopress-cache"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
-SHARD_NAME = re.compile(r"shard-\d{5}-of-\d{5}\.arrow")
+SHARD_NAME = re.compile(r"^\.?shard-\d{5,}-of-\d{5,}\.arrow(\.partial-\d+)?$")
+"""A shard, or what a killed build was writing beside its name."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ def is_foreign(path: Path) -> bool:
 
 def _recipe(value: dict[str, Any]) -> dict[str, Any]:
     """The recipe, if readers find in it what they need."""
-    if value["encoding"] not in ("jpeg", "raw") or not 4 <= int(value["size"]) <= 4096:
-        raise ValueError(f"size {value['size']!r}, encoding {value['encoding']!r}")
+    known = value["encoding"] in ("jpeg", "raw") and value["fit"] in get_args(Fit)
+    if not known or not 4 <= int(value["size"]) <= 4096:
+        raise ValueError(f"size {value['size']!r}, encoding {value['encoding']!r}, fit {value['fit']!r}")
     return value
 
 

@@ -18,7 +18,7 @@ class CacheSource:
     Args:
         folder: The cache.
         split: Which split.
-        copies: Use only copies 0 … copies of each sample; None uses all.
+        copies: Use only copies 0 … copies of each sample, at least 0; None uses all.
         check: Hold every row against its checksum when it is fetched.
 
     Raises:
@@ -28,13 +28,20 @@ class CacheSource:
     checked = True
 
     def __init__(self, folder: Path, split: str, *, copies: int | None = None, check: bool = True) -> None:
+        if copies is not None and copies < 0:
+            raise UsageError(f"copies must be at least 0, got {copies}")
         self.folder, self.split = folder, split
         self.manifest: Manifest = read_manifest(folder)
         if split not in self.manifest.splits:
             raise UsageError(f"{folder} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         self.classes = self.manifest.classes
         encoding, size = self.manifest.recipe["encoding"], self.manifest.size
-        self._shards = [Shard(folder / entry.file, encoding, size) for entry in self.manifest.splits[split].shards]
+        entries = self.manifest.splits[split].shards
+        self._shards = [Shard(folder / entry.file, encoding, size) for entry in entries]
+        for shard, entry in zip(self._shards, entries, strict=True):
+            if shard.rows != entry.rows:
+                raise UsageError(f"{shard.path} has {shard.rows} rows, not {entry.rows}; build the cache again")
+        self.fingerprint = f"{self.manifest.fingerprint}/{split}/{copies}"
         self._check = check
         copy = self._column("copy", np.int64)
         keep = np.arange(len(copy)) if copies is None else np.flatnonzero(copy <= copies)

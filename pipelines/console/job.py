@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from pipelines.console.output import emit, say
-from pipelines.errors import TacopressError
+from pipelines.errors import ProblemFoundError, TacopressError
 
 Config = TypeVar("Config")
 
@@ -82,7 +82,8 @@ def run_job(
 ) -> NoReturn:
     """Parse the options, run the body, print its report, and exit with the status every job shares.
 
-    Exit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted.
+    Exit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted. (`accelerate launch` itself ends with 1
+    whatever its processes ended with.)
 
     Args:
         config_class: The options of the job.
@@ -95,13 +96,17 @@ def run_job(
         argv: Command line; `sys.argv[1:]` when absent.
     """
     parser = make_parser(config_class, name=name, summary=summary, example=example)
+    as_json = False
     try:
         config, as_json = parse(parser, config_class, sys.argv[1:] if argv is None else argv)
         report = body(config)
         if report:
             emit(report, as_json=as_json, table=table)
     except TacopressError as error:
-        say(f"{name}: {error}")
+        if isinstance(error, ProblemFoundError) and error.report:
+            emit(error.report, as_json=as_json, table=table)
+        rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        say(f"{name}{rank}: {error}")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         say(f"{name}: interrupted; nothing half-written was left in place of a finished file")

@@ -72,7 +72,7 @@ class Engine(Protocol):
     device: torch.device
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
-        """Render jobs one after the other; each result is the caller's own memory."""
+        """Render jobs one after the other; each result is the caller's own memory. Streams may overlap."""
         ...
 
     def close(self) -> None:

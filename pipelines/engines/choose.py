@@ -7,7 +7,7 @@ import torch
 from pipelines.engines.base import Engine, RenderSpec
 from pipelines.engines.cpu import CpuEngine
 from pipelines.engines.dali import DaliEngine
-from pipelines.engines.dali_compat import dali_version
+from pipelines.engines.dali_compat import dali_version, require_dali
 from pipelines.errors import UsageError
 
 EngineName = Literal["auto", "dali", "cpu"]
@@ -30,7 +30,13 @@ def resolve_device(device: DeviceName) -> Literal["cpu", "gpu"]:
 
 
 def resolve_engine(name: EngineName, device: Literal["cpu", "gpu"]) -> Literal["dali", "cpu"]:
-    """`auto` is DALI on a GPU where DALI is installed, the cpu engine otherwise."""
+    """`auto` is DALI on a GPU where DALI is installed, the cpu engine otherwise.
+
+    Raises:
+        UsageError: DALI was asked for and is not installed.
+    """
+    if name == "dali":
+        require_dali()
     if name == "auto":
         return "dali" if device == "gpu" and dali_version() is not None else "cpu"
     return name

@@ -3,7 +3,6 @@
 All of these release Python's lock while pixels move. Results do not depend on the number of threads or the batch size.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from pipelines.augmentations import (
     point_table,
     sharpness_kernel,
 )
+from pipelines.console.cores import usable_cores
 from pipelines.decode import Pixels, decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec
 from pipelines.errors import CorruptSampleError
@@ -52,6 +52,7 @@ class CpuEngine:
     def __init__(self, spec: RenderSpec, *, threads: int = 0) -> None:
         self.spec = spec
         self.threads = threads or usable_cores()
+        cv2.setNumThreads(0)  # the engine's own threads are enough
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="render")
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
@@ -100,11 +101,6 @@ class _Pending:
     def cancel(self) -> None:
         for future in self._futures:
             future.cancel()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (what `taskset`, Slurm or a container left it)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _render_range(spec: RenderSpec, job: Job, pixels: NDArray[np.uint8], start: int, stop: int) -> dict[int, str]:
@@ -191,7 +187,9 @@ def fitted(pixels: Pixels, full_size: tuple[int, int], placement: Placement, siz
 
 def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     """Bilinear with antialiasing: the triangle filter grows with the reduction, as in Pillow and DALI."""
-    planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+    # torch would copy a part of an image in parallel, with a team of OpenMP threads for each thread that calls it.
+    whole = np.require(pixels, requirements=["C", "W"])
+    planes = torch.from_numpy(whole).permute(2, 0, 1).unsqueeze(0)
     result = torch.nn.functional.interpolate(
         planes, size=(height, width), mode="bilinear", antialias=True, align_corners=False
     )

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.augmentations import FILL, GEOMETRIC, OPS, affine, cutout_box, posterize_mask, sharpness_kernel
+from pipelines.console.cores import usable_cores
 from pipelines.decode import decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec
-from pipelines.engines.cpu import usable_cores
 from pipelines.engines.dali_compat import Dali
 from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
 from pipelines.errors import CorruptSampleError
@@ -48,31 +48,56 @@ class DaliEngine:
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         self._dali = Dali()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
-        self._graphs: dict[tuple[GraphShape, int], Any] = {}
+        self._free: list[_Graph] = []
+        self._closed = False
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
-        """Render jobs in order, `BATCHES_AHEAD` of them inside DALI."""
+        """Render jobs in order, `BATCHES_AHEAD` of them inside DALI. Several streams may be under way at once."""
         waiting: deque[_Fed] = deque()
+        leased: dict[GraphShape, _Graph] = {}
         try:
             for job in jobs:
                 fed = self._prepare(job)
-                if waiting and waiting[0].key != fed.key:  # another graph: finish this one's batches first
+                graph = leased.get(fed.shape)
+                if graph is None or graph.capacity < len(fed.images):
+                    # What runs in another graph must come out first, or the order would be lost.
                     while waiting:
                         yield self._collect(waiting.popleft())
-                self._schedule(fed)
+                    if graph is not None:
+                        self._free.append(leased.pop(fed.shape))
+                    graph = leased[fed.shape] = self._lease(fed)
+                while waiting and waiting[0].graph is not graph:
+                    yield self._collect(waiting.popleft())
+                fed.graph = graph
+                graph.feed(fed.inputs)
                 waiting.append(fed)
                 if len(waiting) >= BATCHES_AHEAD:
                     yield self._collect(waiting.popleft())
             while waiting:
                 yield self._collect(waiting.popleft())
+        except RuntimeError:  # a pipeline that failed is dead: DALI says so, and it is not used again
+            leased.clear()
+            waiting.clear()
+            raise
         finally:
-            while waiting:  # the caller stopped early; DALI must not keep batches of the past
-                self._collect(waiting.popleft())
+            for fed in waiting:  # the caller stopped early; DALI must not keep batches of the past
+                assert fed.graph is not None
+                fed.graph.discard()
+            if not self._closed:
+                self._free.extend(leased.values())
 
     def close(self) -> None:
         """Drop the graphs and stop the threads."""
-        self._graphs.clear()
+        self._closed = True
+        self._free.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _lease(self, fed: "_Fed") -> "_Graph":
+        """A graph that no other stream uses: one that is free, or a new one."""
+        for index, graph in enumerate(self._free):
+            if graph.shape == fed.shape and graph.capacity >= len(fed.images):
+                return self._free.pop(index)
+        return _Graph(self._dali, fed.shape, _capacity(len(fed.images)), self.spec.size, self.threads, self.device)
 
     def _prepare(self, job: Job) -> "_Fed":
         plan, size = job.plan, self.spec.size
@@ -81,16 +106,15 @@ class DaliEngine:
         resize = encoded or _cropped(plan) or any(image.shape[:2] != (size, size) for image in images)
         views = plan.rounds if _cropped(plan) else 1
         inputs: dict[str, Any] = {"image": images}
-        crop = False
+        crop = resize and (_cropped(plan) or self.spec.fit == "crop")
         if resize:
-            placed, crop = _view_inputs(images, plan, self.spec, views)
-            inputs.update(placed)
+            inputs.update(_view_inputs(images, plan, self.spec, views, crop=crop))
         shape = GraphShape(encoded, resize, crop, views, plan.rounds, plan.slots)
         for number in range(plan.rounds):
             inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
             for slot in range(plan.slots):
                 inputs.update(_slot_inputs(plan, number, slot, size))
-        return _Fed(job, images, errors, (shape, _capacity(len(images))), inputs)
+        return _Fed(job, images, errors, shape, inputs)
 
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
@@ -98,60 +122,81 @@ class DaliEngine:
         errors = {index: reason for index, (_, reason) in enumerate(results) if reason is not None}
         return [image for image, _ in results], errors
 
-    def _schedule(self, fed: "_Fed") -> None:
-        first = fed.key not in self._graphs
-        if first:
-            self._graphs[fed.key] = self._build(*fed.key)
-        pipeline = self._graphs[fed.key]
-        # The first `schedule_run` of a pipeline runs as many batches as its queue is deep; later ones run a single one.
-        copies = BATCHES_AHEAD if first else 1
-        for _ in range(copies):
-            for name, data in fed.inputs.items():
-                pipeline.feed_input(name, data)
-        pipeline.schedule_run()
-        for _ in range(copies - 1):
-            pipeline.share_outputs()
-            pipeline.release_outputs()
-
-    def _build(self, shape: GraphShape, capacity: int) -> Any:  # noqa: ANN401 - a nvidia.dali.Pipeline
-        @self._dali.pipeline_def(  # type: ignore[untyped-decorator]
-            enable_conditionals=True,
-            batch_size=capacity,
-            num_threads=self.threads,
-            device_id=self.device.index if self.gpu else None,
-            prefetch_queue_depth=BATCHES_AHEAD,
-        )
-        def graph() -> Any:  # noqa: ANN401
-            return build_graph(self._dali, shape, size=self.spec.size, gpu=self.gpu)
-
-        pipeline = graph()
-        pipeline.build()
-        return pipeline
-
     def _collect(self, fed: "_Fed") -> Rendered:
-        pipeline, count, size = self._graphs[fed.key], len(fed.images), self.spec.size
-        pixels = torch.empty((fed.job.plan.rounds, count, size, size, 3), dtype=torch.uint8, device=self.device)
-        outputs = pipeline.share_outputs()
-        for number, output in enumerate(outputs):
-            stream = torch.cuda.current_stream() if self.gpu else None
-            self._dali.feed_ndarray(output.as_tensor(), pixels[number], cuda_stream=stream)
-        if self.gpu:
-            torch.cuda.current_stream().synchronize()  # DALI reuses the buffers as soon as they are released
-        pipeline.release_outputs()
+        assert fed.graph is not None
+        pixels = fed.graph.collect(fed.job.plan.rounds, len(fed.images))
         for index in fed.errors:
             pixels[:, index] = FILL
         return Rendered(pixels, fed.errors, fed.job.tag)
 
 
-@dataclass(frozen=True)
+class _Graph:
+    """A built DALI pipeline and its queue."""
+
+    def __init__(
+        self, dali: Dali, shape: GraphShape, capacity: int, size: int, threads: int, device: torch.device
+    ) -> None:
+        self.shape, self.capacity = shape, capacity
+        self._dali, self._size, self._device = dali, size, device
+        self._gpu = device.type == "cuda"
+        # Results are copied on a stream of their own, so that they never wait for the consumer's queued work.
+        self._copying = torch.cuda.Stream(device) if self._gpu else None  # type: ignore[no-untyped-call]
+        self._first = True
+
+        @dali.pipeline_def(  # type: ignore[untyped-decorator]
+            enable_conditionals=True,
+            batch_size=capacity,
+            num_threads=threads,
+            device_id=device.index if self._gpu else None,
+            prefetch_queue_depth=BATCHES_AHEAD,
+        )
+        def graph() -> Any:  # noqa: ANN401
+            return build_graph(dali, shape, size=size, gpu=self._gpu)
+
+        self._pipeline = graph()
+        self._pipeline.build()
+
+    def feed(self, inputs: dict[str, Any]) -> None:
+        """Start a batch."""
+        # The first `schedule_run` of a pipeline runs as many batches as its queue is deep; later ones run a single one.
+        copies = BATCHES_AHEAD if self._first else 1
+        self._first = False
+        for _ in range(copies):
+            for name, data in inputs.items():
+                self._pipeline.feed_input(name, data)
+        self._pipeline.schedule_run()
+        for _ in range(copies - 1):
+            self.discard()
+
+    def discard(self) -> None:
+        """Throw the oldest batch away."""
+        self._pipeline.share_outputs()
+        self._pipeline.release_outputs()
+
+    def collect(self, rounds: int, count: int) -> torch.Tensor:
+        """The pixels of the oldest batch, in memory of their own: uint8 [rounds, count, size, size, 3]."""
+        outputs = self._pipeline.share_outputs()
+        with torch.cuda.stream(self._copying):  # does nothing for None
+            pixels = torch.empty((rounds, count, self._size, self._size, 3), dtype=torch.uint8, device=self._device)
+            for number, output in enumerate(outputs):
+                self._dali.feed_ndarray(output.as_tensor(), pixels[number], cuda_stream=self._copying)
+        if self._copying is not None:
+            self._copying.synchronize()  # DALI reuses its buffers as soon as they are released
+            pixels.record_stream(torch.cuda.current_stream(self._device))
+        self._pipeline.release_outputs()
+        return pixels
+
+
+@dataclass
 class _Fed:
     """A job on its way through DALI; keeps alive what DALI reads without a copy."""
 
     job: Job
     images: list[Image]
     errors: dict[int, str]
-    key: tuple[GraphShape, int]
+    shape: GraphShape
     inputs: dict[str, Any]
+    graph: _Graph | None = None
 
 
 def _capacity(count: int) -> int:
@@ -186,25 +231,21 @@ def _size(image: Image) -> tuple[int, int]:
     return (image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright
 
 
-def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int) -> tuple[dict[str, Any], bool]:
-    """Inputs of the placements, and whether any of them shows only a part of its image."""
+def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int, *, crop: bool) -> dict[str, Any]:
+    """Inputs of the placements: where each starts and how far it extends (if any crops), its size and its offset."""
     sizes = [_size(image) for image in images]
     inputs: dict[str, Any] = {}
-    crop = False
     for view in range(views):
         table = np.empty((len(images), 8), np.float32)
         for index, ((height, width), box) in enumerate(zip(sizes, plan.box[view].tolist(), strict=True)):
             placement = place(height, width, spec.size, spec.fit, (box[0], box[1], box[2], box[3]))
             source, target = placement.source, placement.target
-            crop |= (source.height, source.width) != (height, width)
             starts, extents = (source.top, source.left), (source.height, source.width)
             table[index] = (*starts, *extents, target.height, target.width, -target.top, -target.left)
         for part, name in enumerate(("start", "extent", "size", "offset")):
-            inputs[f"view{view}_{name}"] = np.ascontiguousarray(table[:, 2 * part : 2 * part + 2])
-    if not crop:
-        for view in range(views):
-            del inputs[f"view{view}_start"], inputs[f"view{view}_extent"]
-    return inputs, crop
+            if crop or name in ("size", "offset"):
+                inputs[f"view{view}_{name}"] = np.ascontiguousarray(table[:, 2 * part : 2 * part + 2])
+    return inputs
 
 
 def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDArray[Any]]:

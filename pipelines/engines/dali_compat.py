@@ -19,6 +19,18 @@ def dali_version() -> str | None:
         return None
 
 
+def require_dali() -> str:
+    """Version of the installed DALI.
+
+    Raises:
+        UsageError: There is none; says what to install for which driver.
+    """
+    version = dali_version()
+    if version is None:
+        raise UsageError(f"engine 'dali' was asked for, but DALI is not installed; {HOW_TO_INSTALL}")
+    return version
+
+
 class Dali:
     """The parts of DALI that Tacopress uses, under one name for all supported versions.
 
@@ -27,10 +39,7 @@ class Dali:
     """
 
     def __init__(self) -> None:
-        version = dali_version()
-        if version is None:
-            raise UsageError(f"engine 'dali' was asked for, but DALI is not installed; {HOW_TO_INSTALL}")
-        self.version = version
+        self.version = require_dali()
         self.fn: Any = importlib.import_module("nvidia.dali.fn")
         self.types: Any = importlib.import_module("nvidia.dali.types")
         self.pipeline_def: Any = importlib.import_module("nvidia.dali").pipeline_def

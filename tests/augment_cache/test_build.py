@@ -385,3 +385,39 @@ def test_defaults_are_those_of_the_design():
     config = BuildConfig(data=Path("x"))
     assert (config.copies, config.policy, config.encoding) == (2, "taco14", "jpeg")
     assert build.__module__ == "augment_cache.build"
+
+
+def test_another_data_set_with_the_same_options_is_refused(own_cache, own_photos, tmp_path, build_cache, hashes):
+    """The default --out invites it."""
+    other = tmp_path / "other"
+    for folder in sorted(path for path in own_photos.iterdir() if path.is_dir()):
+        shutil.copytree(folder, other / f"{folder.name}-x")
+    before = hashes(own_cache)
+    with pytest.raises(UsageError, match=r"another cache \(classes"):
+        build_cache(other, own_cache)
+    same_classes = tmp_path / "same"
+    for number, path in enumerate(sorted(own_photos.rglob("*.jpg"))):
+        target = same_classes / path.relative_to(own_photos).parts[0] / f"new{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    with pytest.raises(UsageError, match="of other images"):
+        build_cache(same_classes, own_cache)
+    assert hashes(own_cache) == before
+
+
+def test_a_wrong_engine_does_not_touch_a_good_cache(own_cache, own_photos, monkeypatch, build_cache, hashes):
+    before = hashes(own_cache)
+
+    def none():
+        raise UsageError("DALI is not installed")
+
+    monkeypatch.setattr("pipelines.engines.choose.require_dali", none)
+    with pytest.raises(UsageError, match="not installed"):
+        build_cache(own_photos, own_cache, engine="dali", overwrite=True)
+    assert hashes(own_cache) == before
+
+
+def test_other_library_versions_build_anew(own_cache, own_photos, monkeypatch, build_cache):
+    monkeypatch.setattr("augment_cache.build.RENDERER", "another")
+    report = build_cache(own_photos, own_cache)
+    assert report["reused_shards"] == 0

@@ -87,7 +87,7 @@ def test_other_seeds_and_other_photos_differ():
 def test_same_seed_same_bytes_whatever_the_threads(tmp_path, monkeypatch):
     runs = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(job, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(job, "usable_cores", lambda threads=threads: threads)
         sample(SampleConfig(out=tmp_path / str(threads), photos=9, seed=11, width=240, height=200))
         runs.append(everything_in(tmp_path / str(threads)))
     assert len(runs[0]) == 10
@@ -252,9 +252,15 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path):
     precious.write_text("mine")
     with pytest.raises(UsageError, match="overwrite"):
         sample(SampleConfig(out=tmp_path, photos=1, width=160, height=160))
+    with pytest.raises(UsageError, match="no rendered sample"):
+        sample(SampleConfig(out=tmp_path, photos=1, width=160, height=160, overwrite=True))
     assert precious.read_text() == "mine"
-    sample(SampleConfig(out=tmp_path, photos=1, width=160, height=160, overwrite=True))
-    assert set(everything_in(tmp_path)) == {"annotations.json", "batch_1/000001.jpg"}
+
+
+def test_overwrite_replaces_a_rendered_sample(tmp_path):
+    sample(SampleConfig(out=tmp_path / "out", photos=2, width=160, height=160))
+    sample(SampleConfig(out=tmp_path / "out", photos=1, width=160, height=160, overwrite=True))
+    assert set(everything_in(tmp_path / "out")) == {"annotations.json", "batch_1/000001.jpg"}
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):

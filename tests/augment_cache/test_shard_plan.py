@@ -85,17 +85,19 @@ def test_shards_are_about_as_large_as_wanted():
 
 TASK = ShardTask("train", 0, 2, 2, ("A/1.jpg", "B/2.jpg"), (0, 1), (11, 22), "/somewhere")
 RECIPE = {"size": 32, "seed": 0, "policy": {"ops": [{"op": "Rotate", "range": [0.0, 30.0]}]}}
+MADE_WITH = {"opencv": "5.0"}
 DIGESTS = [content_digest(b"one"), content_digest(b"two")]
 
 
-def mark(recipe=RECIPE, classes=("A", "B"), digests=DIGESTS, **changes):
-    return fingerprint(recipe, classes, dataclasses.replace(TASK, **changes), digests)
+def mark(recipe=RECIPE, made_with=MADE_WITH, classes=("A", "B"), digests=DIGESTS, **changes):
+    return fingerprint(recipe, made_with, classes, dataclasses.replace(TASK, **changes), digests)
 
 
 OTHERS = {
     "size": {"recipe": RECIPE | {"size": 33}},
     "seed": {"recipe": RECIPE | {"seed": 1}},
     "policy": {"recipe": RECIPE | {"policy": {"ops": [{"op": "Rotate", "range": [0.0, 29.0]}]}}},
+    "another library": {"made_with": {"opencv": "5.1"}},
     "one more thing": {"recipe": RECIPE | {"new": None}},
     "classes": {"classes": ("A", "C")},
     "order of the classes": {"classes": ("B", "A")},

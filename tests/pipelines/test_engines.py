@@ -265,3 +265,25 @@ def test_auto_is_the_cpu_engine_without_a_gpu(monkeypatch):
     engine = make_engine("auto", RenderSpec(SIZE))
     assert engine.name == "cpu"
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("dali", marks=needs_dali)])
+def test_two_streams_of_one_engine_do_not_mix(name):
+    """Training and validation loaders share an engine."""
+    engine = make_engine(name, RenderSpec(SIZE), device="cpu")
+    images = [np.full((SIZE, SIZE, 3), level, np.uint8) for level in range(12)]
+    first = engine.stream([Job([image], nothing(1), tag=index) for index, image in enumerate(images[:6])])
+    second = engine.stream([Job([image], nothing(1), tag=index + 6) for index, image in enumerate(images[6:])])
+    for a, b in zip(first, second, strict=True):
+        assert a.pixels.unique().tolist() == [a.tag]
+        assert b.pixels.unique().tolist() == [b.tag]
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("dali", marks=needs_dali)])
+def test_closing_an_engine_under_a_live_stream_is_quiet(name):
+    engine = make_engine(name, RenderSpec(SIZE), device="cpu")
+    stream = engine.stream([Job([textured(SIZE, SIZE, seed)], nothing(1)) for seed in range(6)])
+    next(stream)
+    engine.close()
+    stream.close()

@@ -12,7 +12,7 @@ from pipelines.augmentations import OPS, Policy, full_range
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.cpu import CpuEngine
 from pipelines.errors import CorruptSampleError
-from pipelines.loader import IMAGENET_MEAN, IMAGENET_STD, Loader, LoaderOptions, normalised
+from pipelines.loader import Loader, LoaderOptions, normalised
 from pipelines.plan import View
 from pipelines.sources import open_folder
 
@@ -20,6 +20,8 @@ SIZE = 24
 COUNT = 23
 VIEW = View(flip=True, min_area=0.3)
 POLICY = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def picture(number, height, width):
@@ -252,7 +254,7 @@ def broken_copy(tmp_path, name, data):
         (lambda good: good[:30], "damaged JPEG header"),
         (lambda good: b"", "empty"),
         (lambda good: b"<html>404</html>", "not an image"),
-        (None, "empty"),
+        (None, "cannot be read"),
     ],
 )
 @pytest.mark.parametrize("train", [True, False])

@@ -103,7 +103,7 @@ def test_no_batch_of_nothing(batch_size, drop_last):
 
 
 def test_no_epoch_without_a_batch():
-    with pytest.raises(ValueError, match=r"batch_size 5 is larger than the 4 samples"):
+    with pytest.raises(ValueError, match=r"batch size 5 is larger than the 4 samples"):
         steps_per_epoch(4, 5, drop_last=True)
     with pytest.raises(ValueError, match="0 samples"):
         steps_per_epoch(0, 5, drop_last=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.datasets import SplitOptions, open_splits
-from pipelines.errors import UsageError
+from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.sources import IMAGE_SUFFIXES, open_folder, sample_id
 
 GOLDEN_ID = 3745341563533021923
@@ -113,10 +113,11 @@ def test_subset_keeps_classes_and_ids(tmp_path):
     assert bytes(part.fetch(np.array([0]))[0]) == b"b/3.jpg"
 
 
-def test_a_file_that_is_gone_reads_as_empty(tmp_path):
+def test_a_file_that_is_gone_is_named(tmp_path):
     source = open_folder(fill(tmp_path, "a/1.jpg"))
     (tmp_path / "a/1.jpg").unlink()
-    assert [image.shape for image in source.fetch(np.array([0]))] == [(0,)]
+    with pytest.raises(CorruptSampleError, match=r"a/1\.jpg: cannot be read: No such file"):
+        source.fetch(np.array([0]))
 
 
 # --- refusals
@@ -135,7 +136,7 @@ def test_no_class_folders(tmp_path):
 
 def test_a_class_without_images(tmp_path):
     fill(tmp_path, "a/x.jpg", "empty/notes.txt")
-    refused(lambda: open_folder(tmp_path), "'empty'", tmp_path, "--allow_empty_classes true")
+    refused(lambda: open_folder(tmp_path), "'empty'", tmp_path, "allow_empty_classes")
     source = open_folder(tmp_path, allow_empty_classes=True)
     assert source.classes == ("a", "empty")
     assert source.labels.tolist() == [0]
@@ -292,14 +293,14 @@ def test_a_split_without_a_share_does_not_exist(tmp_path):
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.1, -0.1), (0.5, 0.5), (1.0, 0.0), (0.2, 0.9)])
 def test_shares_that_make_no_sense(tmp_path, val, test):
     many(tmp_path, can=10)
-    refused(lambda: open_splits(tmp_path, SplitOptions(val=val, test=test)), f"--val {val}", f"--test {test}")
+    refused(lambda: open_splits(tmp_path, SplitOptions(val=val, test=test)), f"val {val}", f"test {test}")
 
 
 # Once a bug: no comparison with nan is true, so nan gets past the check and ends in a ValueError about fractions of
 # `test`.
 def test_a_share_that_is_no_number(tmp_path):
     many(tmp_path, can=10)
-    refused(lambda: open_splits(tmp_path, SplitOptions(val=float("nan"))), "--val nan")
+    refused(lambda: open_splits(tmp_path, SplitOptions(val=float("nan"))), "val nan")
 
 
 # Once a bug: `open_splits` promises a UsageError for a class without training images; the cut made here does not look.

@@ -14,10 +14,14 @@ import torch
 import yaml
 from sklearn.metrics import f1_score
 
+from augment_cache.build import BuildConfig, build
 from augment_cache.format.source import CacheSource
+from pipelines.console.job import run_job
+from pipelines.datasets import SplitOptions, open_splits
 from pipelines.errors import ProblemFoundError, UsageError
 from training import train as train_job
 from training.engine.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from training.engine.loop import balanced_weights
 from training.evaluate import EvaluateConfig, evaluate
 from training.model.model_file import load_model
 from training.train import train
@@ -102,10 +106,8 @@ def test_resuming_with_other_options_or_data_is_refused(run, cache, tmp_path, ph
     copy = tmp_path / "run"
     train(config(moved, copy, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
     moved.unlink()
-    from augment_cache.build import BuildConfig, build
-
     build(BuildConfig(data=photos, out=moved, size=32, copies=0, engine="cpu"))
-    with pytest.raises(UsageError, match="other samples"):
+    with pytest.raises(UsageError, match="not the data that"):
         train(config(moved, copy, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
 
 
@@ -224,3 +226,96 @@ def test_two_processes_train_and_evaluate_like_one(cache, run, tmp_path):
         assert one["confusion"] == two["confusion"]
         assert one["macro_f1"] == two["macro_f1"]
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_a_run_without_a_checkpoint_is_not_wiped(run, cache, tmp_path):
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    (copy / "resume.pt").unlink()
+    before = (copy / "best.safetensors").read_bytes()
+    for resume in ("auto", "never"):
+        with pytest.raises(UsageError, match=r"no resume\.pt"):
+            train(config(cache, copy, resume=resume))
+    assert (copy / "best.safetensors").read_bytes() == before
+
+
+def test_the_log_is_exact_after_a_kill_between_two_writes(run, cache, tmp_path):
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    lines = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(lines + '{"epoch": 5, "half a li')
+    (copy / ".resume.pt.partial-123").write_bytes(b"half")
+    train(config(cache, copy))
+    assert (copy / "metrics.jsonl").read_text() == lines
+    assert not (copy / ".resume.pt.partial-123").exists()
+
+
+def test_the_saved_config_goes_on_with_the_run(cache, tmp_path):
+    short = ScheduleConfig(epochs=1, warmup_epochs=0)
+    train(config(cache, tmp_path / "run", schedule=short, overwrite=True))
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (saved["overwrite"], saved["resume"]) == (False, "auto")
+
+
+def test_a_rebuilt_cache_is_not_the_same_data(run, photos, tmp_path):
+    """Same files and labels, other augmentations: the manifest's fingerprint tells."""
+    for seed, name in ((0, "one"), (1, "two")):
+        build(BuildConfig(data=photos, out=tmp_path / name, size=32, copies=1, engine="cpu", seed=seed))
+    moved = tmp_path / "cache"
+    short = ScheduleConfig(epochs=1, warmup_epochs=0)
+    moved.symlink_to(tmp_path / "one")
+    train(config(moved, tmp_path / "run", schedule=short))
+    moved.unlink()
+    moved.symlink_to(tmp_path / "two")
+    with pytest.raises(UsageError, match="not the data that"):
+        train(config(moved, tmp_path / "run", schedule=short))
+
+
+def test_evaluate_cuts_a_folder_as_training_did(photos, tmp_path):
+    """With another split the test images would be training images."""
+    data = DataConfig(path=photos, size=32, batch_size=16, engine="cpu", val=0.2, test=0.3, split_seed=5)
+    train(config(photos, tmp_path / "run", data=data, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
+    report = evaluate(EvaluateConfig(model=tmp_path / "run", data=photos, engine="cpu"))
+    expected = open_splits(photos, SplitOptions(0.2, 0.3, 5))["test"]
+    assert report["samples"] == len(expected.files) == 27
+
+
+def test_an_unfinished_cache_says_so(cache, tmp_path):
+    copy = Path(shutil.copytree(cache, tmp_path / "cache"))
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="unfinished cache"):
+        train(config(copy, tmp_path / "run"))
+
+
+def test_a_floor_that_is_missed_still_gives_the_report(run, cache, tmp_path, capsys):
+    words = ["--model", str(run[0]), "--data", str(cache), "--out", str(tmp_path), "--floor", "1.1", "--json"]
+    with pytest.raises(SystemExit) as stop:
+        run_job(EvaluateConfig, evaluate, name="training.evaluate", summary="", example="", argv=words)
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["macro_f1"] < 1.1
+    assert "below the floor" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": -1}, "--seed must be 0"),
+        ({"seed": 2**32}, "--seed must be 0"),
+        ({"optimizer": OptimizerConfig(name="foo")}, r"--optimizer\.name foo"),
+        ({"model": ModelConfig(name="vit_tiny_patch16_224")}, "cannot take images of 32 px"),
+        ({"model": ModelConfig(drop_rate=2.0)}, r"--model\.drop_rate"),
+    ],
+)
+def test_options_that_libraries_refuse_are_one_clear_error(cache, tmp_path, changes, words):
+    with pytest.raises(UsageError, match=words):
+        train(config(cache, tmp_path / "run", **changes))
+
+
+def test_balanced_weights():
+    labels = np.repeat([0, 1, 3], [60, 30, 10])
+    ones = balanced_weights(labels, 4, 0.0)
+    assert ones.tolist() == [1, 1, 0, 1]
+    full = balanced_weights(labels, 4, 1.0)
+    assert torch.allclose(full * torch.tensor([60.0, 30, 0, 10]), torch.tensor([100 / 3, 100 / 3, 0, 100 / 3]))
+    half = balanced_weights(labels, 4, 0.5)
+    assert half[labels].mean() == pytest.approx(1.0)
+    assert half[3] / half[0] == pytest.approx(6**0.5)

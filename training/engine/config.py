@@ -27,6 +27,7 @@ class DataConfig:
         val: Share for validation, where path holds class folders without splits.
         test: Share for the test, likewise.
         split_seed: Which of the possible splits, likewise.
+        allow_empty_classes: Accept classes without images.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class DataConfig:
     val: float = 0.15
     test: float = 0.15
     split_seed: int = 0
+    allow_empty_classes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,11 @@ class LossConfig:
 
     Args:
         label_smoothing: Share of the target that is spread over all classes.
+        class_balance: How much rare classes count more: 0 not at all, 1 so that all classes weigh the same in total.
     """
 
     label_smoothing: float = 0.1
+    class_balance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +147,21 @@ class TrainConfig:
         for name, value in positive.items():
             if not value > 0:
                 raise UsageError(f"{name} must be above 0, got {value}")
-        if self.data.min_area > 1:
-            raise UsageError(f"--data.min_area must be at most 1, got {self.data.min_area}")
-        if not 0 <= self.loss.label_smoothing < 1:
-            raise UsageError(f"--loss.label_smoothing must be in [0, 1), got {self.loss.label_smoothing}")
+        ranges = {
+            "--data.min_area": (self.data.min_area, 0, 1),
+            "--data.size": (self.data.size, 4, 4096),
+            "--data.copies": (self.data.copies, 0, 1000),
+            "--data.threads": (self.data.threads, 0, 4096),
+            "--model.drop_rate": (self.model.drop_rate, 0, 0.99),
+            "--loss.label_smoothing": (self.loss.label_smoothing, 0, 0.99),
+            "--loss.class_balance": (self.loss.class_balance, 0, 1),
+            "--optimizer.clip_norm": (self.optimizer.clip_norm, 0, 1e9),
+            "--schedule.min_lr": (self.schedule.min_lr, 0, 1),
+            "--seed": (self.seed, 0, 2**32 - 1),
+        }
+        for name, (number, least, most) in ranges.items():
+            if number is not None and not least <= number <= most:
+                raise UsageError(f"{name} must be {least} to {most}, got {number}")
         if not 0 <= self.schedule.warmup_epochs < self.schedule.epochs:
             raise UsageError(
                 f"--schedule.warmup_epochs {self.schedule.warmup_epochs} must be shorter than "

@@ -8,10 +8,10 @@ from typing import Any
 from augment_cache.format.manifest import MANIFEST_NAME, read_manifest
 from augment_cache.format.policy import load_policy
 from augment_cache.format.source import CacheSource
+from pipelines.console.cores import usable_cores
 from pipelines.datasets import SplitOptions, open_splits
 from pipelines.engines.base import Engine, RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
-from pipelines.engines.cpu import usable_cores
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
 from pipelines.loader import Loader, LoaderOptions
@@ -48,6 +48,21 @@ class Process:
         return asked or max(1, usable_cores() // self.local_world)
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set is opened.
+
+    Attributes:
+        split: How a folder of class folders is cut.
+        copies: Augmented copies of training images that are used; None uses all that a cache has.
+        allow_empty_classes: Accept classes without images.
+    """
+
+    split: SplitOptions
+    copies: int | None = None
+    allow_empty_classes: bool = False
+
+
 def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accelerator, which has no types
     """The place of this process among all of an Accelerate launch."""
     return Process(
@@ -58,20 +73,28 @@ def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accele
     )
 
 
-def open_split(path: Path, split: str, options: SplitOptions, *, copies: int | None = None) -> Source:
-    """Open one split of a cache or of a folder.
+def open_data(path: Path, splits: tuple[str, ...], options: DataOptions) -> list[Source]:
+    """Open splits of a cache or of a folder.
+
+    Args:
+        path: A cache, a folder of crops, or a folder of class folders.
+        splits: Names of the splits.
+        options: How to read them.
 
     Raises:
         UsageError: Neither a cache nor a folder of images, or no such split.
     """
     if (path / MANIFEST_NAME).is_file():
-        return CacheSource(path, split, copies=copies)
+        return [CacheSource(path, split, copies=options.copies if split == "train" else 0) for split in splits]
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a cache (from augment_cache.build) or a folder of images")
-    sources = open_splits(path, options)
-    if split not in sources:
-        raise UsageError(f"{path} has no split {split!r}; it has {', '.join(sources)}")
-    return sources[split]
+    if any(path.glob("*/shard-*.arrow")):
+        raise UsageError(f"{path} is an unfinished cache; run the same augment_cache.build again, it goes on")
+    sources = open_splits(path, options.split, allow_empty_classes=options.allow_empty_classes)
+    missing = [split for split in splits if split not in sources]
+    if missing:
+        raise UsageError(f"{path} has no split {missing[0]!r}; it has {', '.join(sources)}")
+    return [sources[split] for split in splits]
 
 
 def image_shape(path: Path, size: int | None) -> tuple[int, Fit]:
@@ -88,38 +111,28 @@ def make_loaders(config: DataConfig, process: Process, seed: int) -> tuple[Loade
     Raises:
         UsageError: The data cannot be used with these options.
     """
-    options = SplitOptions(config.val, config.test, config.split_seed)
-    train = open_split(config.path, "train", options, copies=config.copies)
-    val = open_split(config.path, "val", options)
-    size, fit = image_shape(config.path, config.size)
-    engine = make_engine(
-        config.engine, RenderSpec(size, fit), device=process.device, threads=process.threads(config.threads)
-    )
+    split = SplitOptions(config.val, config.test, config.split_seed)
+    options = DataOptions(split, config.copies, config.allow_empty_classes)
+    train, val = open_data(config.path, ("train", "val"), options)
     policy = load_policy(config.augment) if config.augment else None
     view = View(flip=config.flip, min_area=config.min_area)
+    spec = RenderSpec(*image_shape(config.path, config.size))
+    engine = make_engine(config.engine, spec, device=process.device, threads=process.threads(config.threads))
+    evaluation = LoaderOptions(
+        batch_size=config.batch_size, train=False, seed=seed, rank=process.rank, world=process.world
+    )
     try:
-        evaluation = LoaderOptions(
-            batch_size=config.batch_size, train=False, seed=seed, rank=process.rank, world=process.world
-        )
         training = replace(evaluation, train=True, view=view, policy=policy)
         return Loader(train, engine, training), Loader(val, engine, evaluation), engine
     except ValueError as error:
         engine.close()
-        raise UsageError(f"{config.path}: {error}") from error
+        raise UsageError(f"{config.path}: {error}; change --data.batch_size") from error
 
 
 def make_test_loader(
-    path: Path,
-    split: str,
-    options: SplitOptions,
-    process: Process,
-    *,
-    spec: RenderSpec,
-    engine: EngineName,
-    batch_size: int,
+    source: Source, process: Process, *, spec: RenderSpec, engine: EngineName, batch_size: int
 ) -> Loader:
-    """A loader that sees every original of a split exactly once, over all processes together."""
-    source = open_split(path, split, options, copies=0)
+    """A loader that sees every sample once, over all processes together. Its engine is the caller's to close."""
     rendering = make_engine(engine, spec, device=process.device, threads=process.threads(0))
     evaluation = LoaderOptions(batch_size=batch_size, train=False, rank=process.rank, world=process.world)
     return Loader(source, rendering, evaluation)

@@ -7,17 +7,18 @@ counts are summed exactly instead of gathered with padding.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from pipelines.console.progress import ProgressMeter
-from pipelines.errors import ProblemFoundError
+from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.loader import Batch, Loader, normalised
 from training.engine.config import OptimizerConfig, ScheduleConfig
 from training.engine.metrics import Scores
@@ -29,13 +30,17 @@ class TrainState:
 
     Attributes:
         epoch: Epochs that are finished.
-        best_epoch: The one with the best validation score, counted from 1; 0 before the first.
+        best_epoch: The one with the best validation macro F1, counted from 1; 0 before the first.
         best_macro_f1: That score.
+        best_accuracy: Accuracy of the same epoch.
+        log: What metrics.jsonl holds, a dictionary per epoch.
     """
 
     epoch: int = 0
     best_epoch: int = 0
     best_macro_f1: float = -1.0
+    best_accuracy: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,34 @@ class EpochResult:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """An optimizer of timm; biases and normalisation are not decayed."""
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
+    """An optimizer of timm; biases and normalisation are not decayed.
+
+    Raises:
+        UsageError: timm has none of that name.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        raise UsageError(f"--optimizer.name {config.name}: {error}; timm knows adamw, sgd, lamb and others") from error
     return optimizer
+
+
+def balanced_weights(labels: NDArray[np.int64], num_classes: int, power: float) -> torch.Tensor:
+    """Weights of the classes in the loss, so that rare ones are not drowned.
+
+    Args:
+        labels: int64 [n]; labels of the training rows.
+        num_classes: Number of classes.
+        power: Weights are count ** -power; 0 gives ones, 1 gives every class the same total.
+
+    Returns:
+        float32 [num_classes]; the mean over the rows is 1, classes without rows get 0.
+    """
+    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    weights = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
+    return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, lr: float, steps: int) -> CosineLRScheduler:
@@ -89,6 +117,7 @@ class Trainer:
         mean: Per channel, for normalisation.
         std: Per channel.
         label_smoothing: Share of the target that is spread over all classes.
+        class_weights: float32 [classes] on the accelerator's device, see `balanced_weights`.
         clip_norm: Largest norm of the gradient; 0 for any.
         channels_last: Memory format of the images.
     """
@@ -100,6 +129,7 @@ class Trainer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_smoothing: float
+    class_weights: torch.Tensor
     clip_norm: float
     channels_last: bool
 
@@ -135,11 +165,13 @@ class Trainer:
 
     def _step(self, batch: Batch, global_batch: int) -> torch.Tensor:
         """One optimizer step; returns the sum of the losses of this rank's samples, detached, float64."""
-        images, labels = self._inputs(batch), batch.labels.to(self.accelerator.device)
+        device = self.accelerator.device
+        images = network_input(batch, device, self.mean, self.std, channels_last=self.channels_last)
+        labels = batch.labels.to(device)
         with self.accelerator.autocast():
             logits = self.model(images)
         loss = nn.functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.label_smoothing, reduction="sum"
+            logits.float(), labels, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
         # Gradients are averaged over processes; shares may differ by one sample, so each is weighed by its true size.
         self.accelerator.backward(loss * (self.accelerator.num_processes / global_batch))
@@ -149,13 +181,25 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach().double()
 
-    def _inputs(self, batch: Batch) -> torch.Tensor:
-        images = normalised(batch.images.to(self.accelerator.device, non_blocking=True), self.mean, self.std)
-        return images if self.channels_last else images.contiguous()
-
     def evaluate(self, loader: Loader, num_classes: int) -> tuple[Scores, float]:
         """Scores over all samples of a loader, exactly once each, over all processes; and the mean loss."""
-        return evaluate(self.accelerator, self.model, loader, num_classes, mean=self.mean, std=self.std)
+        return evaluate(
+            self.accelerator,
+            self.model,
+            loader,
+            num_classes,
+            mean=self.mean,
+            std=self.std,
+            channels_last=self.channels_last,
+        )
+
+
+def network_input(
+    batch: Batch, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...], *, channels_last: bool = True
+) -> torch.Tensor:
+    """The normalised images of a batch on the network's device: float32 [k, 3, size, size]."""
+    images = normalised(batch.images.to(device, non_blocking=True), mean, std)
+    return images if channels_last else images.contiguous()
 
 
 def predictions(
@@ -165,12 +209,13 @@ def predictions(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    channels_last: bool = True,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Each batch of this process with its logits, float32 [k, classes], in eval mode."""
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            images = normalised(batch.images.to(accelerator.device, non_blocking=True), mean, std)
+            images = network_input(batch, accelerator.device, mean, std, channels_last=channels_last)
             with accelerator.autocast():
                 logits = model(images)
             yield batch, logits.float()
@@ -184,6 +229,7 @@ def evaluate(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    channels_last: bool = True,
 ) -> tuple[Scores, float]:
     """Count predictions over all processes.
 
@@ -194,13 +240,14 @@ def evaluate(
         num_classes: Side of the confusion matrix.
         mean: Per channel.
         std: Per channel.
+        channels_last: Memory format of the images.
 
     Returns:
         The scores, equal on all processes, and the mean cross-entropy.
     """
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=accelerator.device)
     loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch, logits in predictions(accelerator, model, loader, mean=mean, std=std):
+    for batch, logits in predictions(accelerator, model, loader, mean=mean, std=std, channels_last=channels_last):
         labels = batch.labels.to(accelerator.device)[: batch.real]
         real = logits[: batch.real]
         counts += torch.bincount(labels * num_classes + real.argmax(1), minlength=num_classes * num_classes)

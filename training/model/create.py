@@ -37,6 +37,22 @@ def create_model(name: str, num_classes: int, *, drop_rate: float = 0.0, weights
     return model
 
 
+def check_input_size(model: nn.Module, name: str, size: int) -> None:
+    """See whether the network can take images of a size.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"{name} cannot take images of {size} px ({error}); choose another size or model") from error
+    finally:
+        model.train(was_training)
+
+
 def _calm_classifier(model: nn.Module) -> None:
     """Start the classifier near zero.
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -17,6 +17,7 @@ from training.model.create import create_model
 FORMAT = "tacopress-model"
 VERSION = 1
 HEADER_KEY = "tacopress"
+TUPLES = ("classes", "mean", "std", "edits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,14 @@ class ModelCard:
     std: tuple[float, ...]
     edits: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes {self.classes!r}")
+        if not isinstance(self.size, int) or not 4 <= self.size <= 4096 or self.fit not in get_args(Fit):
+            raise ValueError(f"size {self.size!r}, fit {self.fit!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(isinstance(s, float) and s > 0 for s in self.std):
+            raise ValueError(f"mean {self.mean!r}, std {self.std!r}")
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
@@ -71,13 +80,14 @@ def read_card(path: Path) -> ModelCard:
         if header.pop("format") != FORMAT:
             raise ValueError("another format")
         version = header.pop("version")
-    except Exception as error:
+        if version != VERSION:
+            raise UsageError(f"{path} has format version {version}, this Tacopress reads {VERSION}; update Tacopress")
+        values: dict[str, Any] = {key: tuple(value) if key in TUPLES else value for key, value in header.items()}
+        return ModelCard(**values)
+    except UsageError:
+        raise
+    except Exception as error:  # no safetensors, no header, no JSON, other keys: many kinds, one meaning
         raise UsageError(f"{path} is no Tacopress model file ({error!r}); give one that training wrote") from error
-    if version != VERSION:
-        raise UsageError(f"{path} has format version {version}, this Tacopress reads {VERSION}; update Tacopress")
-    for key in ("classes", "mean", "std", "edits"):
-        header[key] = tuple(header[key])
-    return ModelCard(**header)
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
