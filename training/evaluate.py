@@ -118,9 +118,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     _write(config.out or path.parent, config.split, report, scores)
     if config.floor is not None and scores.macro_f1 < config.floor:
-        raise ProblemFoundError(
-            f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
-        )
+        message = f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
+        raise ProblemFoundError(message, report)
     return report
 
 
