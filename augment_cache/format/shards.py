@@ -5,7 +5,6 @@ Images are JPEG files or raw RGB rows; either way one contiguous buffer, so that
 """
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from pipelines.console.files import replacing
 from pipelines.errors import CorruptSampleError, UsageError
 
 Encoding = Literal["jpeg", "raw"]
@@ -117,7 +117,7 @@ def _features(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int) -> None:
-    """Write a shard beside its name, flush it to disk, and rename it: it exists whole or not at all."""
+    """Write a shard; it exists whole or not at all."""
     columns = [
         [row.sample_id for row in rows],
         [row.copy for row in rows],
@@ -134,18 +134,8 @@ def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: 
     ]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, table_schema, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=table_schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            with pa.ipc.new_file(file, table_schema) as writer:
-                writer.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file, pa.ipc.new_file(file, table_schema) as writer:
+        writer.write_batch(batch)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

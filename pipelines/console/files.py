@@ -7,24 +7,35 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from pipelines.errors import UsageError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file atomically: write beside it, flush to disk, rename. A failure leaves the old file as it was."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it is complete: written beside it, flushed to disk, renamed.
+
+    Args:
+        path: The file; folders that lead to it are made. A failure leaves what was there as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file, see `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
