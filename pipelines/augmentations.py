@@ -132,9 +132,9 @@ def value_text(op: Op, value: float) -> str:
     if op.unit.startswith("degrees"):
         return f"{value:+.1f}°"
     if op.unit.startswith("share"):
-        return f"{value:+.0%} of the side" if op.signed else f"{value:.0%} of the side"
+        return f"{value:+.0%}" if op.signed else f"{value:.0%}"
     if op.unit == "threshold":
-        return f"levels from {value:.0f}"
+        return f"from level {value:.0f}"
     return f"{value:.0f} bits" if op.whole else f"{value:+.2f}"
 
 

@@ -71,6 +71,7 @@ def test_help_teaches_with_an_example(job):
     shown = subprocess.run([sys.executable, "-m", job, "--help"], capture_output=True, text=True, check=True).stdout
     assert f"python -m {job}" in shown or f"accelerate launch -m {job}" in shown
     assert "Examples:" in shown
+    assert re.search(r"Report \(--json\):\n  \S", shown)
     options = re.findall(r"^  (--[a-z_.]+)", shown, re.MULTILINE)
     assert {"--json", "--config", "--print_config"} <= set(options)
     wrong = subprocess.run([sys.executable, "-m", job, "--no_such_option", "1"], capture_output=True, text=True)

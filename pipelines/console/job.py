@@ -5,11 +5,13 @@ import importlib
 import os
 import pkgutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from pipelines.console.output import emit, say
@@ -21,7 +23,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells expect."""
 
 
-def make_parser(config_class: type, *, name: str, summary: str, example: str) -> ArgumentParser:
+def make_parser(config_class: type, *, name: str, summary: str, example: str, report: str = "") -> ArgumentParser:
     """Build the parser of a job from its config dataclass.
 
     Args:
@@ -29,6 +31,7 @@ def make_parser(config_class: type, *, name: str, summary: str, example: str) ->
         name: Module path of the job, for example `augment_cache.build`.
         summary: First lines of `--help`.
         example: Commands that work as they stand, shown at the end of `--help`.
+        report: What `--json` prints, in words.
 
     Returns:
         A parser that also takes `--config FILE.yaml`, `--print_config` and `--json`.
@@ -36,7 +39,7 @@ def make_parser(config_class: type, *, name: str, summary: str, example: str) ->
     parser = ArgumentParser(
         prog=f"python -m {name}",
         description=summary,
-        epilog="Examples:\n" + example.strip("\n"),
+        epilog="Examples:\n" + example.strip("\n") + (f"\n\nReport (--json):\n{report}" if report else ""),
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; options win")
@@ -61,6 +64,17 @@ def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str
     namespace = parser.instantiate(parser.parse_args([_underscored(word) for word in argv]))
     names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**{key: value for key, value in vars(namespace).items() if key in names}), namespace.json
+
+
+def _report_text(body: Callable[..., Any]) -> str:
+    """The `Returns:` section of a job's docstring: its keys are documented in one place."""
+    returns = docstring_parser.parse(body.__doc__ or "").returns
+    if returns is None:
+        return ""
+    # The parser takes what stands before the first colon for a type.
+    first = f"{returns.type_name}: " if returns.type_name else ""
+    text = " ".join((first + (returns.description or "")).split())
+    return textwrap.fill(text.replace("`", ""), 100, initial_indent="  ", subsequent_indent="  ")
 
 
 def _underscored(word: str) -> str:
@@ -95,7 +109,7 @@ def run_job(
             that has nothing to say) is never printed.
         argv: Command line; `sys.argv[1:]` when absent.
     """
-    parser = make_parser(config_class, name=name, summary=summary, example=example)
+    parser = make_parser(config_class, name=name, summary=summary, example=example, report=_report_text(body))
     as_json = False
     try:
         config, as_json = parse(parser, config_class, sys.argv[1:] if argv is None else argv)
