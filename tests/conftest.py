@@ -8,18 +8,15 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def _data_folder(name: str, evidence: str) -> Path:
     """The folder `name` of the real data, or a skipped test that says what is missing where."""
     given = os.environ.get("TACOPRESS_DATA")
-    root = Path(given) if given else REPOSITORY.parent / "shared" / "data"
-    folder = root / name
+    if not given:
+        pytest.skip(f"NOT TESTED ON REAL PHOTOS: set TACOPRESS_DATA to the folder that holds {name}/")
+    folder = Path(given) / name
     if not (folder / evidence).exists():
-        pytest.skip(
-            f"NOT TESTED ON REAL PHOTOS: there is no {folder / evidence}; set TACOPRESS_DATA to the folder of {name}/"
-        )
+        pytest.skip(f"NOT TESTED ON REAL PHOTOS: there is no {folder / evidence}, where TACOPRESS_DATA points")
     return folder
 
 

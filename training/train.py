@@ -74,15 +74,20 @@ def _claim_run(config: TrainConfig, accelerator: Accelerator) -> dict[str, Any] 
         raise error
     if len(set(epochs)) > 1:
         raise UsageError(f"the processes see different states of {config.out}; --out must lie on a disk that all share")
-    if accelerator.is_main_process:
-        config.out.mkdir(parents=True, exist_ok=True)
-        for leftover in config.out.glob(".*.partial-*"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        if checkpoint is None:
-            for name in (RESUME_NAME, BEST_NAME, LAST_NAME, METRICS_NAME):
-                (config.out / name).unlink(missing_ok=True)
-            write_text(config.out / CONFIG_NAME, yaml.safe_dump(_plain(config), sort_keys=False))
     return checkpoint
+
+
+def _begin(config: TrainConfig, *, fresh: bool) -> None:
+    """Prepare the folder of the run: not before all that can be wrong with the options has been looked at."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    old = [".*.partial-*"]  # of a process that was killed while it wrote
+    if fresh:
+        old += [RESUME_NAME, BEST_NAME, LAST_NAME, METRICS_NAME, "evaluation_*.json", "confusion_*.png"]
+    for pattern in old:
+        for path in config.out.glob(pattern):
+            path.unlink()
+    if fresh:
+        write_text(config.out / CONFIG_NAME, yaml.safe_dump(_plain(config), sort_keys=False))
 
 
 def _find_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
@@ -91,6 +96,8 @@ def _find_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
     Raises:
         UsageError: The folder holds a run that is not to be resumed or cannot be.
     """
+    if config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"--out {config.out} is a file; choose another")
     if config.overwrite:
         return None
     checkpoint = load_checkpoint(config.out)
@@ -103,7 +110,12 @@ def _find_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
         return None
     if config.resume == "never":
         raise UsageError(f"{config.out} holds a run already; choose another --out or give --overwrite true")
-    saved = yaml.safe_load((config.out / CONFIG_NAME).read_text(encoding="utf-8"))
+    try:
+        saved = yaml.safe_load((config.out / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{config.out / CONFIG_NAME} cannot be read ({error}); choose another --out, or give --overwrite true"
+        ) from error
     difference = _difference(saved, _plain(config))
     if difference:
         raise UsageError(
@@ -169,11 +181,15 @@ class _Run:
             channels_last=config.model.channels_last,
         )
         self.state = TrainState()
+        self.data_fingerprint = self._data_fingerprint()
 
     def go(self, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
         """Run all epochs that are left; the report."""
         if checkpoint is not None:
             self._restore(checkpoint)
+        if self.accelerator.is_main_process:
+            _begin(self.config, fresh=checkpoint is None)
+            self._write_log()
         resumed_at, start, images = self.state.epoch, time.monotonic(), 0
         main, epochs, steps = self.accelerator.is_main_process, self.config.schedule.epochs, len(self.train_loader)
         if main and resumed_at:
@@ -258,21 +274,19 @@ class _Run:
         scaler = self.accelerator.scaler
         return {
             "state": asdict(self.state),
-            "data": self._data_fingerprint(),
+            "data": self.data_fingerprint,
             "model": self.plain_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["data"] != self._data_fingerprint():
+        if checkpoint["data"] != self.data_fingerprint:
             raise UsageError(
                 f"{self.config.data.path} is not the data that {self.config.out} was begun with; choose another "
                 "--out, or give --overwrite true to start anew"
             )
         self.state = TrainState(**checkpoint["state"])
-        if self.accelerator.is_main_process:
-            self._write_log()
         self.plain_model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"] is not None and self.accelerator.scaler is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,9 @@ def claim(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], *, overwrite: b
     strangers = [entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)] if out.is_dir() else []
     if strangers:
         raise UsageError(f"{out} holds {strangers[0]!r}, which is no part of a cache; choose another --out")
-    if (out / MANIFEST_NAME).is_file() and not overwrite:
-        difference = _difference(out, recipe, tasks)
-        if difference:
-            raise UsageError(f"{out} holds another cache ({difference}); choose another --out or give --overwrite true")
+    difference = "" if overwrite else _difference(out, recipe, tasks)
+    if difference:
+        raise UsageError(f"{out} holds another cache ({difference}); choose another --out or give --overwrite true")
     (out / MANIFEST_NAME).unlink(missing_ok=True)
 
 
@@ -61,17 +61,29 @@ def _is_partial(entry: Path) -> bool:
 
 
 def _difference(out: Path, recipe: Recipe, tasks: Sequence[ShardTask]) -> str:
-    """The first thing in which the cache in a folder differs from the one asked for, in words; empty if nothing."""
-    there = read_manifest(out)
-    for key in sorted(set(there.recipe) | set(recipe.values)):
-        old, new = there.recipe.get(key), recipe.values.get(key)
+    """The first thing in which the cache in a folder, finished or not, differs from the one asked for; or ""."""
+    if (out / MANIFEST_NAME).is_file():
+        manifest = read_manifest(out)
+        return _recipe_difference(manifest.recipe, manifest.classes, recipe) or _images_difference(out, manifest, tasks)
+    for path in sorted(out.glob("*/shard-*.arrow")):
+        metadata = read_metadata(path)
+        if metadata is not None and "recipe" in metadata:
+            return _recipe_difference(metadata["recipe"], tuple(metadata["classes"]), recipe)
+    return ""
+
+
+def _recipe_difference(there: dict[str, Any], classes: tuple[str, ...], recipe: Recipe) -> str:
+    for key in sorted(set(there) | set(recipe.values)):
+        old, new = there.get(key), recipe.values.get(key)
         if old != new:
             return "another policy" if key == "policy" else f"{key} {old} there, {new} asked for"
-    if there.classes != recipe.classes:
-        return f"classes {', '.join(there.classes)}"
+    return "" if classes == recipe.classes else f"classes {', '.join(classes)}"
+
+
+def _images_difference(out: Path, manifest: Manifest, tasks: Sequence[ShardTask]) -> str:
     wanted = {sample for task in tasks for sample in task.ids}
     try:
-        found = [set(CacheSource(out, split, check=False).sample_ids.tolist()) for split in there.splits]
+        found = [set(CacheSource(out, split, check=False).sample_ids.tolist()) for split in manifest.splits]
     except UsageError:  # damaged: this build is what mends it
         return ""
     return "" if any(wanted & ids for ids in found) else "of other images"

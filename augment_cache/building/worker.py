@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint
 from augment_cache.format.manifest import shard_file
-from augment_cache.format.shards import Encoding, Row, read_metadata, schema, write_shard
+from augment_cache.format.shards import Encoding, Row, Shard, read_metadata, schema, write_shard
 from pipelines.augmentations import OPS, Policy
 from pipelines.engines.base import Engine, Job, Rendered
-from pipelines.errors import CorruptSampleError
+from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.fit import Fit
 from pipelines.plan import Plan, Stage, draw
 from pipelines.sources import read_file
@@ -92,7 +92,9 @@ class ShardBuilder:
         found = read_metadata(path) if path.is_file() else None
         if found is not None:
             digests = list(self._pool.map(lambda file: content_digest(_read(task, file)[0]), task.files))
-            if found.get("fingerprint") == self._fingerprint(task, digests):
+            if found.get("fingerprint") == self._fingerprint(task, digests) and _is_whole(path, self._recipe):
+                for file, _, reason in found["rejected"]:
+                    self._reject(task, file, reason)
                 return ShardResult(name, reused=True)
         self._digests: list[bytes] = []
         rows, rejected = self._rows(task)
@@ -100,6 +102,7 @@ class ShardBuilder:
             "format": "tacopress-shard",
             "version": 1,
             "split": task.split,
+            "recipe": self._recipe.values,
             "fingerprint": self._fingerprint(task, self._digests),
             "samples": len(task.files) - len(rejected),
             "rejected": rejected,
@@ -119,11 +122,14 @@ class ShardBuilder:
             start, _, unread = result.tag
             for position, reason in sorted({**result.errors, **unread}.items()):
                 file = task.files[start + position]
-                if self._strict:
-                    raise CorruptSampleError(f"{Path(task.root) / file}: {reason}; mend or remove it, or drop --strict")
+                self._reject(task, file, reason)
                 rejected.append([file, self._recipe.classes[task.labels[start + position]], reason])
             rows += self._encoded(task, result)
         return rows, rejected
+
+    def _reject(self, task: ShardTask, file: str, reason: str) -> None:
+        if self._strict:
+            raise CorruptSampleError(f"{Path(task.root) / file}: {reason}; mend or remove it, or drop --strict")
 
     def _jobs(self, task: ShardTask) -> Iterator[Job]:
         ids = np.array(task.ids, np.uint64)
@@ -176,6 +182,18 @@ def _row(task: ShardTask, position: int, copy: int, image: bytes, plan: Plan, in
         magnitude=tuple(plan.value[copy, index, slots].tolist()),
         centre=tuple(plan.centre[copy, index, slots].ravel().tolist()),
     )
+
+
+def _is_whole(path: Path, recipe: Recipe) -> bool:
+    """Whether every row of a shard still matches its checksums."""
+    try:
+        shard = Shard(path, recipe.encoding, recipe.size)
+        for row in range(shard.rows):
+            shard.check(row)
+            shard.check_provenance(row)
+    except (UsageError, CorruptSampleError):
+        return False
+    return True
 
 
 def _read(task: ShardTask, file: str) -> tuple[NDArray[np.uint8], str]:

@@ -171,6 +171,7 @@ class Shard:
         self.rows: int = self._batch.num_rows
         self._ids, self._copies = self.column("sample_id"), self.column("copy")
         self._labels, self._checksums = self.column("label"), self.column("checksum")
+        self._provenance = self.column("provenance_checksum")
         if images.type != _image_type(encoding, size):
             raise UsageError(
                 f"{path} holds no {encoding} images of {size} px as the manifest says; build the cache again"
@@ -217,4 +218,17 @@ class Shard:
         """
         numbers = (int(self._ids[row]), int(self._copies[row]), int(self._labels[row]))
         if pixel_checksum(self.image(row), *numbers) != int(self._checksums[row]):
+            raise CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; build the cache again")
+
+    def check_provenance(self, row: int) -> None:
+        """Hold source, ops, magnitudes and centres of a row against their checksum.
+
+        Raises:
+            CorruptSampleError: They differ; names shard and row.
+        """
+        try:
+            whole = self.row(row).provenance_checksum() == int(self._provenance[row])
+        except (UnicodeDecodeError, pa.ArrowInvalid):
+            whole = False
+        if not whole:
             raise CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; build the cache again")

@@ -19,6 +19,8 @@ from pipelines.errors import ProblemFoundError, TacopressError
 
 Config = TypeVar("Config")
 
+STATUS = "\n\nExit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted."
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells expect."""
 
@@ -39,7 +41,7 @@ def make_parser(config_class: type, *, name: str, summary: str, example: str, re
     parser = ArgumentParser(
         prog=f"python -m {name}",
         description=summary,
-        epilog="Examples:\n" + example.strip("\n") + (f"\n\nReport (--json):\n{report}" if report else ""),
+        epilog="Examples:\n" + example.strip("\n") + (f"\n\nReport (--json):\n{report}" if report else "") + STATUS,
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; options win")
@@ -73,7 +75,7 @@ def _report_text(body: Callable[..., Any]) -> str:
         return ""
     # The parser takes what stands before the first colon for a type.
     first = f"{returns.type_name}: " if returns.type_name else ""
-    text = " ".join((first + (returns.description or "")).split())
+    text = " ".join((first + (returns.description or "")).split()).removeprefix("The report. Keys: ")
     return textwrap.fill(text.replace("`", ""), 100, initial_indent="  ", subsequent_indent="  ")
 
 

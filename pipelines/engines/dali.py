@@ -82,9 +82,10 @@ class DaliEngine:
         finally:
             for fed in waiting:  # the caller stopped early; DALI must not keep batches of the past
                 assert fed.graph is not None
-                fed.graph.discard()
+                if fed.graph.whole:
+                    fed.graph.discard()
             if not self._closed:
-                self._free.extend(leased.values())
+                self._free.extend(graph for graph in leased.values() if graph.whole)
 
     def close(self) -> None:
         """Drop the graphs and stop the threads."""
@@ -142,6 +143,8 @@ class _Graph:
         # Results are copied on a stream of their own, so that they never wait for the consumer's queued work.
         self._copying = torch.cuda.Stream(device) if self._gpu else None  # type: ignore[no-untyped-call]
         self._first = True
+        self.whole = True
+        """False once an interrupt has come between two inputs of a batch: the queues no longer match."""
 
         @dali.pipeline_def(  # type: ignore[untyped-decorator]
             enable_conditionals=True,
@@ -160,13 +163,14 @@ class _Graph:
         """Start a batch."""
         # The first `schedule_run` of a pipeline runs as many batches as its queue is deep; later ones run a single one.
         copies = BATCHES_AHEAD if self._first else 1
-        self._first = False
+        self._first = self.whole = False
         for _ in range(copies):
             for name, data in inputs.items():
                 self._pipeline.feed_input(name, data)
         self._pipeline.schedule_run()
         for _ in range(copies - 1):
             self.discard()
+        self.whole = True
 
     def discard(self) -> None:
         """Throw the oldest batch away."""

@@ -6,8 +6,8 @@ from typing import Any
 from pipelines.errors import UsageError
 
 HOW_TO_INSTALL = (
-    "install one of the two, never both: `pip install 'tacopress[cuda110]'` (DALI 1.34; drivers from 450.80) or "
-    "`pip install 'tacopress[cuda130]'` (DALI 2.4; drivers from 580). The cpu engine does the same work without it"
+    "in the folder of Tacopress, install one of the two, never both: `pip install -e '.[cuda110]'` (DALI 1.34; drivers "
+    "from 450.80) or `pip install -e '.[cuda130]'` (DALI 2.4; drivers from 580). The cpu engine needs neither"
 )
 
 

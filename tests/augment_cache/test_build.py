@@ -18,7 +18,7 @@ from augment_cache.format.policy import load_policy
 from augment_cache.format.source import CacheSource
 from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.cpu import CpuEngine
-from pipelines.errors import UsageError
+from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.plan import Stage, draw
 from pipelines.sources import sample_id
 
@@ -421,3 +421,30 @@ def test_other_library_versions_build_anew(own_cache, own_photos, monkeypatch, b
     monkeypatch.setattr("augment_cache.build.RENDERER", "another")
     report = build_cache(own_photos, own_cache)
     assert report["reused_shards"] == 0
+
+
+def test_a_damaged_shard_is_mended_by_building_again(own_cache, photos, build_cache, hashes):
+    before = hashes(own_cache)
+    path = shards(own_cache, "train")[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    report = build_cache(photos, own_cache)
+    assert report["reused_shards"] == len(shards(own_cache)) - 1
+    assert hashes(own_cache) == before
+
+
+def test_strict_looks_at_reused_shards_too(own_photos, tmp_path, build_cache):
+    broken = sorted(own_photos.rglob("*.jpg"))[0]
+    broken.write_bytes(broken.read_bytes()[:-50])
+    build_cache(own_photos, tmp_path / "cache")
+    with pytest.raises(CorruptSampleError, match=broken.name):
+        build_cache(own_photos, tmp_path / "cache", strict=True)
+
+
+def test_an_unfinished_cache_of_another_recipe_is_not_replaced(own_cache, photos, build_cache, hashes):
+    (own_cache / "manifest.json").unlink()
+    before = hashes(own_cache)
+    with pytest.raises(UsageError, match="another cache"):
+        build_cache(photos, own_cache, seed=77)
+    assert hashes(own_cache) == before

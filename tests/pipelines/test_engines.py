@@ -287,3 +287,27 @@ def test_closing_an_engine_under_a_live_stream_is_quiet(name):
     next(stream)
     engine.close()
     stream.close()
+
+
+@pytest.mark.dali
+@pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")
+def test_an_interrupt_while_dali_is_fed_does_not_shift_later_batches(monkeypatch):
+    from pipelines.engines import dali as module
+
+    engine = make_engine("dali", RenderSpec(SIZE), device="cpu")
+    jobs = [Job([np.full((SIZE, SIZE, 3), level, np.uint8)], nothing(1), tag=level) for level in range(6)]
+    real = module._Graph.feed
+
+    def interrupted(self, inputs):
+        if inputs["image"][0][0, 0, 0] == 3:
+            self.whole = False
+            self._pipeline.feed_input("image", inputs["image"])
+            raise KeyboardInterrupt
+        real(self, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Graph, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.stream(jobs))
+    assert [result.pixels.unique().tolist() for result in engine.stream(jobs)] == [[level] for level in range(6)]
+    engine.close()

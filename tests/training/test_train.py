@@ -319,3 +319,38 @@ def test_balanced_weights():
     half = balanced_weights(labels, 4, 0.5)
     assert half[labels].mean() == pytest.approx(1.0)
     assert half[3] / half[0] == pytest.approx(6**0.5)
+
+
+@pytest.mark.parametrize("changes", [{"model": ModelConfig(name="foo")}, {"data": DataConfig(path=Path("typo"))}])
+def test_overwrite_keeps_the_old_run_until_the_new_options_are_known_to_work(run, cache, tmp_path, changes):
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(UsageError):
+        train(config(cache, copy, overwrite=True, **changes))
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(run, cache, tmp_path):
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    evaluate(EvaluateConfig(model=copy, data=cache, engine="cpu"))
+    train(config(cache, copy, overwrite=True, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
+    assert {path.name for path in copy.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "best.safetensors",
+        "last.safetensors",
+        "resume.pt",
+    }
+
+
+def test_a_run_whose_config_is_gone_or_broken(run, cache, tmp_path):
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    (copy / "config.yaml").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.yaml cannot be read"):
+        train(config(cache, copy))
+    (copy / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"config\.yaml cannot be read"):
+        train(config(cache, copy))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        train(config(cache, tmp_path / "file"))

@@ -4,15 +4,15 @@
 set -euo pipefail
 
 recipes=$(cd "$(dirname "$0")" && pwd)
+if [ ! -f "$recipes/$RECIPE.yaml" ]; then
+  echo "RECIPE=$RECIPE is none of: $(cd "$recipes" && echo ./*.yaml)" >&2
+  exit 2
+fi
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 
 if [ -z "${DATA:-}" ]; then
   say "$BIN/python" -m augment_cache.sample --out "$OUT/photos" --overwrite true
   DATA=$OUT/photos
-fi
-if [ ! -d "$DATA" ]; then
-  echo "DATA=$DATA is no folder; give a folder with annotations.json, or with one folder of images per class" >&2
-  exit 2
 fi
 crops=$DATA
 if [ -f "$DATA/annotations.json" ]; then
