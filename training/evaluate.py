@@ -151,15 +151,19 @@ def _write(out: Path, split: str, report: dict[str, Any], scores: Scores) -> Non
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: scores per class with the confusion matrix beside them, then the cost."""
+    """The report for people: scores per class, the confusion matrix, then the whole and its cost."""
     classes = report["classes"]
-    headers = ["class", ">precision", ">recall", ">F1", ">samples", *(f">→ {name}" for name in classes)]
-    rows: list[list[object]] = []
-    for name, counts in zip(classes, report["confusion"], strict=True):
-        entry = report["per_class"][name]
-        rows.append([name, entry["precision"], entry["recall"], entry["f1"], entry["support"], *counts])
+    entries = [report["per_class"][name] for name in classes]
+    scores = [
+        [name, entry["precision"], entry["recall"], entry["f1"], entry["support"]]
+        for name, entry in zip(classes, entries, strict=True)
+    ]
+    counts = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
     return (
-        f"{render_table(headers, rows, title=report['split'] + ' split; → counts predictions')}\n"
+        render_table(["class", ">precision", ">recall", ">F1", ">samples"], scores, title=f"{report['split']} split")
+        + "\n\n"
+        + render_table(["true \\ predicted", *(f">{name}" for name in classes)], counts)
+        + "\n\n"
         f"macro F1 {report['macro_f1']:.4f} · accuracy {report['accuracy']:.4f} · {report['samples']:,} samples · "
         f"{report['macs']:,} MACs at {report['input_size']} px · {report['parameters']:,} parameters · "
         f"{human_bytes(report['bytes'])}"
