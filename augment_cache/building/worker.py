@@ -79,6 +79,7 @@ class ShardBuilder:
     def __init__(self, recipe: Recipe, engine: Engine, out: Path, *, batch: int, threads: int, strict: bool) -> None:
         self._recipe, self._engine, self._out, self._batch, self._strict = recipe, engine, out, batch, strict
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._digests: list[bytes] = []
 
     def build(self, task: ShardTask) -> ShardResult:
         """Make a shard, unless a finished one made from the same things is there.
@@ -96,7 +97,7 @@ class ShardBuilder:
                 for file, _, reason in found["rejected"]:
                     self._reject(task, file, reason)
                 return ShardResult(name, reused=True)
-        self._digests: list[bytes] = []
+        self._digests.clear()
         rows, rejected = self._rows(task)
         metadata = {
             "format": "tacopress-shard",
