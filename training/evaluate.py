@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     cost = count_macs(model, card.size)
     accelerator = Accelerator(mixed_precision=_precision(config, card))
     process = process_of(accelerator)
+    torch.set_num_threads(process.threads(0))
     options = DataOptions(_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
     (source,) = open_data(config.data, (config.split,), options)
     if source.classes != card.classes:

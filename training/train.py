@@ -51,6 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     quiet_libraries()
     accelerator = Accelerator(mixed_precision=config.precision)
     process = process_of(accelerator)
+    torch.set_num_threads(process.threads(config.threads))
     checkpoint = _claim_run(config, accelerator)
     set_seed(config.seed)
     train_loader, val_loader, engine = make_loaders(config.data, process, config.seed)

@@ -197,6 +197,16 @@ def launch(processes, *arguments):
 
 
 @pytest.mark.slow
+def test_accelerate_launch_ends_with_the_same_weights_as_python(cache, run, tmp_path):
+    """Once a difference: the launcher sets OMP_NUM_THREADS to 1, and other threads sum in another order."""
+    options = ["--data.path", cache, "--data.engine", "cpu", "--data.batch_size", "16", "--data.min_area", "0.6"]
+    options += ["--model.name", "test_efficientnet", "--model.drop_rate", "0.2", "--optimizer.lr", "5e-3"]
+    options += ["--schedule.epochs", "4", "--schedule.warmup_epochs", "0.5"]
+    launch(1, "training.train", *options, "--out", tmp_path / "launched")
+    assert same(weights(run[0] / "last.safetensors"), weights(tmp_path / "launched" / "last.safetensors"))
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(cache, run, tmp_path):
     out, _ = run
     options = [

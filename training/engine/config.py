@@ -122,6 +122,8 @@ class TrainConfig:
         out: Folder of the run: config.yaml, metrics.jsonl, best.safetensors, last.safetensors, resume.pt.
         seed: Of weights, order, flips and crops.
         precision: no is float32; fp16 needs a GPU.
+        threads: CPU threads of the network per process; 0 divides the cores among the processes, whatever
+            OMP_NUM_THREADS says (accelerate launch sets it to 1). On a CPU, other threads give other last bits.
         resume: auto goes on where a run in the same folder stopped; never refuses a folder that has a run.
         overwrite: Replace a run in the same folder.
     """
@@ -134,6 +136,7 @@ class TrainConfig:
     out: Path = Path("runs/train")
     seed: int = 0
     precision: Precision = "no"
+    threads: int = 0
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False
 
@@ -158,6 +161,7 @@ class TrainConfig:
             "--optimizer.clip_norm": (self.optimizer.clip_norm, 0, 1e9),
             "--schedule.min_lr": (self.schedule.min_lr, 0, 1),
             "--seed": (self.seed, 0, 2**32 - 1),
+            "--threads": (self.threads, 0, 4096),
         }
         for name, (number, least, most) in ranges.items():
             if number is not None and not least <= number <= most:

@@ -44,7 +44,7 @@ class Process:
         return "gpu" if self.gpu else "cpu"
 
     def threads(self, asked: int) -> int:
-        """CPU threads for the loader: as asked, or a fair share of the cores."""
+        """CPU threads: as asked, or a fair share of the cores."""
         return asked or max(1, usable_cores() // self.local_world)
 
 
