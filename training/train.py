@@ -22,7 +22,7 @@ from pipelines.errors import UsageError
 from pipelines.loader import Loader
 from training.engine.checkpoint import RESUME_NAME, load_checkpoint, save_checkpoint
 from training.engine.config import TrainConfig
-from training.engine.data import Process, image_shape, make_loaders, process_of
+from training.engine.data import Process, make_loaders, process_of
 from training.engine.loop import EpochResult, Trainer, TrainState, balanced_weights, make_optimizer, make_schedule
 from training.engine.metrics import Scores
 from training.model.create import check_input_size, create_model, preprocessing
@@ -155,7 +155,8 @@ class _Run:
         self.classes = train_loader.source.classes
         if val_loader.source.classes != self.classes:
             raise UsageError(f"{config.data.path}: train and val have different classes; build the cache again")
-        self.size, self.fit = image_shape(config.data.path, config.data.size)
+        spec = train_loader.engine.spec
+        self.size, self.fit = spec.size, spec.fit
         model = create_model(
             config.model.name, len(self.classes), drop_rate=config.model.drop_rate, weights=config.model.weights
         )

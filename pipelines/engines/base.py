@@ -69,6 +69,7 @@ class Engine(Protocol):
     """Renders jobs in order, working ahead while the caller uses the last result."""
 
     name: str
+    spec: RenderSpec
     device: torch.device
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:

@@ -144,24 +144,23 @@ class Trainer:
         torch.manual_seed(hash((seed, epoch, self.accelerator.process_index)) & 0x7FFFFFFF)
         loader.set_epoch(epoch)
         start, wait = time.monotonic(), 0.0
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         batches = iter(loader)
         for step in range(len(loader)):
             asked = time.monotonic()
             batch = next(batches)
             wait += time.monotonic() - asked
             self.schedule.step_update(epoch * len(loader) + step)
-            loss = self._step(batch, loader.options.batch_size)
-            total += torch.stack((loss, torch.tensor(batch.real, dtype=torch.float64, device=loss.device)))
+            total += self._step(batch, loader.options.batch_size)
             progress.advance(1, f"epoch {epoch + 1}")
-        total = self.accelerator.reduce(total, "sum")
-        mean = float(total[0] / total[1])
+        images = len(loader) * loader.options.batch_size  # training batches are never short
+        mean = float(self.accelerator.reduce(total, "sum")) / images
         if not np.isfinite(mean):
             raise ProblemFoundError(
                 f"the training loss of epoch {epoch + 1} is {mean}; lower --optimizer.lr or set --optimizer.clip_norm. "
                 "The last good checkpoint is in the run folder"
             )
-        return EpochResult(mean, time.monotonic() - start, wait, int(total[1]))
+        return EpochResult(mean, time.monotonic() - start, wait, images)
 
     def _step(self, batch: Batch, global_batch: int) -> torch.Tensor:
         """One optimizer step; returns the sum of the losses of this rank's samples, detached, float64."""
