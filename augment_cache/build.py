@@ -2,22 +2,27 @@
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from augment_cache.building.folder import claim, finish
+import numpy as np
+
+from augment_cache.building.folder import claim, finish, missing_shards, refuse_strangers
+from augment_cache.building.lock import building, turn
 from augment_cache.building.run import Workers, build_shards
 from augment_cache.building.shard_plan import ShardTask, assign, shard_count
-from augment_cache.building.worker import Recipe
+from augment_cache.building.state import read_identity, read_splits
+from augment_cache.building.worker import Advance, Recipe, ShardResult
 from augment_cache.format.manifest import Manifest
-from augment_cache.format.policy import load_policy, policy_as_dict
+from augment_cache.format.policy import PolicyFile, policy_as_dict, read_policy
 from augment_cache.format.shards import Encoding
 from pipelines.console.cores import usable_cores
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
-from pipelines.datasets import SplitOptions, open_splits
+from pipelines.datasets import SplitOptions, has_splits, open_splits
 from pipelines.engines.choose import DeviceName, EngineName, resolve_device, resolve_engine
 from pipelines.engines.dali_compat import require_dali
 from pipelines.errors import UsageError
@@ -27,10 +32,13 @@ from pipelines.sources import FolderSource
 EXAMPLE = """
   python -m augment_cache.build --data out/crops --out out/cache
   python -m augment_cache.build --data trashnet --out out/trashnet --size 80 --encoding raw --processes 2
+  python -m augment_cache.build --data out/crops --out out/cache --part 0 --of 8   (and 1 to 7, anywhere, any time)
 """
 MIB = 1 << 20
 PIXEL_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg", "torch")
-RENDERER = "1"
+SOURCES_WORTH_A_PROCESS = 200
+"""Per process, fewer are built sooner than another process is started."""
+RENDERER = "2"
 """Raised whenever Tacopress itself would give other pixels for the same plan."""
 LEAST_MIB, MOST_MIB = 1e-5, 512.0
 
@@ -41,26 +49,33 @@ class BuildConfig:
 
     Args:
         data: Folder of crops (train/, val/, test/ as the crop job writes them) or of class folders.
-        out: Folder of the cache. A build that was stopped goes on here.
+        out: Folder of the cache. A build that was stopped goes on here, and after files were added, removed or changed
+            only the shards that hold them are built again.
         size: Side of the cached images in px.
         fit: How other shapes become square: pad shows all on grey, stretch distorts, crop cuts the centre out.
         encoding: jpeg is small; raw is decoded once and for all, 3 bytes per pixel.
         quality: JPEG quality, 1 to 100.
-        copies: Augmented copies of each training image, beside the original. Validation and test are never augmented.
-        policy: What copies may get: name of a shipped policy or path of a YAML file.
+        copies: Augmented copies of each training image, beside the original; a policy may say otherwise for some
+            classes. Validation and test are never augmented.
+        policy: What copies may get: taco14, randaugment, p4-2021, level3-2021, randaugment-nN-mM (N ops, each at
+            magnitude M of 31), or path of a YAML file.
         seed: Of the augmentation plan: same seed, same bytes.
         val: Share for validation, where data holds class folders without splits.
         test: Share for the test, likewise.
         split_seed: Which of the possible splits, likewise.
         engine: Carries out the plan. auto is DALI on a GPU, the cpu engine otherwise.
         device: Where DALI works.
-        processes: Processes that build shards side by side; the bytes stay the same.
+        processes: Processes that build shards side by side; 0 for one per core if there is much to do. The bytes stay
+            the same.
         threads: CPU threads of all processes together; 0 for one per core.
         batch: Images rendered together; the bytes stay the same.
         shard_mib: Rough size of a shard in MiB.
         strict: Stop at the first image that cannot be read, instead of listing it in rejected.csv.
         allow_empty_classes: Accept classes without images.
-        overwrite: Replace another cache in the same folder.
+        force: Replace another cache in the same folder: one with another policy, seed, size or encoding.
+        part: Build only this share of the shards, counted from 0 (in a Slurm array: $SLURM_ARRAY_TASK_ID). Whichever
+            part finishes last writes the manifest; the bytes stay the same.
+        of: Number of parts.
     """
 
     data: Path
@@ -77,74 +92,117 @@ class BuildConfig:
     split_seed: int = 0
     engine: EngineName = "auto"
     device: DeviceName = "auto"
-    processes: int = 1
+    processes: int = 0
     threads: int = 0
     batch: int = 128
     shard_mib: float = 4.0
     strict: bool = False
     allow_empty_classes: bool = False
-    overwrite: bool = False
+    force: bool = False
+    part: int = 0
+    of: int = 1
 
     def __post_init__(self) -> None:
         limits = {"size": (4, 4096), "quality": (1, 100), "copies": (0, 1000), "seed": (0, 2**64 - 1)}
-        limits |= {"processes": (1, 1024), "threads": (0, 4096), "batch": (1, 65536)}
+        limits |= {"processes": (0, 1024), "threads": (0, 4096), "batch": (1, 65536), "of": (1, 100_000)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"--{name} must be {least} to {most}, got {getattr(self, name)}")
+        if not 0 <= self.part < self.of:
+            raise UsageError(f"--part counts from 0: with --of {self.of} it is 0 to {self.of - 1}, got {self.part}")
         # A shard is one record batch, and Arrow's binary columns end at 2 GiB.
         if not LEAST_MIB <= self.shard_mib <= MOST_MIB:
             raise UsageError(f"--shard_mib must be {LEAST_MIB} to {MOST_MIB}, got {self.shard_mib}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first image is read.
+
+    Attributes:
+        recipe: What decides the bytes.
+        tasks: All shards.
+        cut: The splits were cut here, not found in the data.
+    """
+
+    recipe: Recipe
+    tasks: list[ShardTask]
+    cut: bool
 
 
 def build(config: BuildConfig) -> dict[str, Any]:
     """Build the cache.
 
     Returns:
-        The report. Keys: `out`; `classes`; `splits` {name: `samples`, `rows`, `bytes`, `shards`, `classes` {name:
-        rows}}; `rejected`; `reused_shards`; `engine`; `bytes`; `seconds`; `sources_per_second`.
+        The report. Keys: `out`; `complete` (with --part: whether this part was the last); `classes`; `splits` {name:
+        `samples`, `rows`, `bytes`, `shards`, `classes` {name: rows}}; `rejected`; `built_shards`, `reused_shards`;
+        `sources`, `reused_sources` (of this part); `missing_shards` (left to other parts); `engine`; `bytes`;
+        `seconds`; `sources_per_second`. While it is not complete, `splits` is empty.
     """
     start = time.monotonic()
+    refuse_strangers(config.out)
+    plan = make_plan(config)
+    total = sum(len(task.files) for task in plan.tasks[config.part :: config.of])
+    part = (config.part, config.of) if config.of > 1 else None
+    with building(config.out, part), ProgressMeter("build", total, "sources") as progress:
+        outcome = carry_out(config, plan, progress.advance)
+    return _report(config.out, plan.recipe, outcome, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a build.
+
+    Attributes:
+        manifest: None while shards of other parts are missing.
+        results: The shards of this part.
+        missing: Shards of other parts.
+    """
+
+    manifest: Manifest | None
+    results: list[ShardResult]
+    missing: list[str]
+
+
+def carry_out(config: BuildConfig, plan: Plan, advance: Advance) -> Outcome:
+    """Build what a plan says, in a folder that the caller holds (`building`)."""
+    in_parts = config.of > 1
+    tasks = plan.tasks[config.part :: config.of]
+    with turn(config.out):
+        known = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=in_parts)
+    results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, known)
+    with turn(config.out):
+        missing = missing_shards(config.out, plan.recipe, plan.tasks) if in_parts else []
+        manifest = None if missing else finish(config.out, plan.recipe, plan.tasks, results)
+    return Outcome(manifest, results, missing)
+
+
+def make_plan(config: BuildConfig, policy: PolicyFile | None = None, known: dict[str, str] | None = None) -> Plan:
+    """Find the sources, cut them into splits and shards, and say what becomes of them.
+
+    Args:
+        config: The options.
+        policy: In place of the one that the options name.
+        known: File → split of files that keep theirs; from the cache that is there, if absent.
+    """
+    policy = policy or read_policy(config.policy)
+    values, made_with = _recipe_values(config, policy)
+    if known is None:
+        found = read_identity(config.out)
+        known = read_splits(config.out) if found is not None and found.recipe == values else {}
     options = SplitOptions(config.val, config.test, config.split_seed)
-    sources = open_splits(config.data, options, allow_empty_classes=config.allow_empty_classes)
-    recipe = make_recipe(config, next(iter(sources.values())).classes)
-    tasks = make_tasks(config, sources)
-    claim(config.out, recipe, tasks, overwrite=config.overwrite)
-    workers = Workers(
-        engine=config.engine,
-        device=config.device,
-        processes=config.processes,
-        threads=config.threads or usable_cores(),
-        batch=config.batch,
-        strict=config.strict,
-    )
-    total = sum(len(task.files) for task in tasks)
-    with ProgressMeter("build", total, "sources") as progress:
-        results = build_shards(recipe, tasks, config.out, workers, progress.advance)
-    manifest = finish(config.out, recipe, tasks, results)
-    return _report(config.out, manifest, sum(result.reused for result in results), time.monotonic() - start)
-
-
-def make_recipe(config: BuildConfig, classes: tuple[str, ...]) -> Recipe:
-    """Everything that decides the bytes of the cache, apart from the sources."""
-    policy = load_policy(config.policy)
-    device = resolve_device(config.device)
-    engine = resolve_engine(config.engine, device)
-    values: dict[str, Any] = {
-        "size": config.size,
-        "fit": config.fit,
-        "encoding": config.encoding,
-        "quality": config.quality if config.encoding == "jpeg" else None,
-        "copies": config.copies,
-        "seed": config.seed,
-        "policy": policy_as_dict(policy),
-        "split": {"val": float(config.val), "test": float(config.test), "seed": config.split_seed},
-        "engine": engine if engine == "cpu" else f"dali-{device}",
-        "shard_mib": float(config.shard_mib),
-    }
-    return Recipe(
+    sources = open_splits(config.data, options, allow_empty_classes=config.allow_empty_classes, known=known)
+    classes = next(iter(sources.values())).classes
+    strangers = sorted(set(policy.class_copies) - set(classes))
+    if strangers:
+        raise UsageError(
+            f"policy {config.policy}: class_copies names {strangers[0]!r}, which is none of the classes "
+            f"{', '.join(classes)}; correct the name"
+        )
+    recipe = Recipe(
         classes=classes,
         values=values,
-        made_with=_made_with(engine),
+        made_with=made_with,
         policy=policy,
         seed=config.seed,
         size=config.size,
@@ -152,53 +210,121 @@ def make_recipe(config: BuildConfig, classes: tuple[str, ...]) -> Recipe:
         encoding=config.encoding,
         quality=config.quality,
     )
+    return Plan(recipe, make_tasks(config, recipe, sources), cut=not has_splits(config.data))
+
+
+def _recipe_values(config: BuildConfig, policy: PolicyFile) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the bytes of the cache, apart from the sources, and the versions of all that moves pixels."""
+    device = resolve_device(config.device)
+    engine = resolve_engine(config.engine, device)
+    values = {
+        "size": config.size,
+        "fit": config.fit,
+        "encoding": config.encoding,
+        "quality": config.quality if config.encoding == "jpeg" else None,
+        "copies": config.copies,
+        "class_copies": dict(policy.class_copies),
+        "seed": config.seed,
+        "policy": policy_as_dict(policy.policy),
+        "split": {"val": float(config.val), "test": float(config.test), "seed": config.split_seed},
+        "engine": engine if engine == "cpu" else f"dali-{device}",
+        "shard_mib": float(config.shard_mib),
+    }
+    return values, _made_with(engine)
 
 
 def _made_with(engine: str) -> dict[str, str]:
-    made_with = {"renderer": RENDERER, **{name: version(name) for name in PIXEL_PACKAGES}}
+    made_with = {"renderer": RENDERER, **{name: _version(name) for name in PIXEL_PACKAGES}}
     return {**made_with, "dali": require_dali()} if engine == "dali" else made_with
 
 
-def make_tasks(config: BuildConfig, sources: dict[str, FolderSource]) -> list[ShardTask]:
+_version = cache(version)
+
+
+def make_tasks(config: BuildConfig, recipe: Recipe, sources: dict[str, FolderSource]) -> list[ShardTask]:
     """Cut every split into shards; only the train split gets copies."""
+    copies_of = [recipe.policy.class_copies.get(name, config.copies) for name in recipe.classes]
     tasks = []
     for split, source in sources.items():
-        copies = config.copies if split == "train" else 0
-        count = shard_count(len(source.files), copies, config.size, config.encoding, int(config.shard_mib * MIB))
-        for index, rows in enumerate(assign(source.ids, count)):
-            files = tuple(source.files[row] for row in rows.tolist())
-            labels, ids = tuple(source.labels[rows].tolist()), tuple(source.ids[rows].tolist())
-            tasks.append(ShardTask(split, index, count, copies, files, labels, ids, str(source.root)))
+        table = np.array(copies_of if split == "train" else [0] * len(copies_of), np.int16)
+        copies = table[source.labels]
+        rows = len(source.files) + int(copies.sum(dtype=np.int64))
+        count = shard_count(rows, config.size, config.encoding, int(config.shard_mib * MIB))
+        for index, part in enumerate(assign(source.ids, count)):
+            files = tuple(source.files[row] for row in part.tolist())
+            root = str(source.root)
+            task = ShardTask(split, index, count, files, source.labels[part], source.ids[part], copies[part], root)
+            tasks.append(task)
     return tasks
 
 
-def _report(out: Path, manifest: Manifest, reused: int, seconds: float) -> dict[str, Any]:
-    splits = {
-        name: {
-            "samples": entry.samples,
-            "rows": entry.rows,
-            "bytes": sum(shard.bytes for shard in entry.shards),
-            "shards": len(entry.shards),
-            "classes": entry.classes,
-        }
-        for name, entry in manifest.splits.items()
-    }
-    samples = sum(entry.samples for entry in manifest.splits.values())
+def make_workers(config: BuildConfig, tasks: list[ShardTask]) -> Workers:
+    """Who builds: several processes where there is enough to do to make up for starting them."""
+    threads = config.threads or usable_cores()
+    device = resolve_device(config.device)
+    several = device == "cpu" and sum(len(task.files) for task in tasks) > SOURCES_WORTH_A_PROCESS * threads
+    return Workers(
+        engine=config.engine,
+        device=config.device,
+        processes=config.processes or (threads if several else 1),
+        threads=threads,
+        batch=config.batch,
+        strict=config.strict,
+    )
+
+
+def _report(out: Path, recipe: Recipe, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    manifest, results = outcome.manifest, outcome.results
+    splits = manifest.splits if manifest is not None else {}
+    sources = sum(result.sources for result in results)
+    sizes = {name: sum(shard.bytes for shard in entry.shards) for name, entry in splits.items()}
     return {
         "out": str(out),
-        "classes": list(manifest.classes),
-        "splits": splits,
-        "rejected": manifest.rejected,
-        "reused_shards": reused,
-        "engine": manifest.recipe["engine"],
-        "bytes": sum(shard.bytes for entry in manifest.splits.values() for shard in entry.shards),
+        "complete": manifest is not None,
+        "classes": list(recipe.classes),
+        "splits": {
+            name: {
+                "samples": entry.samples,
+                "rows": entry.rows,
+                "bytes": sizes[name],
+                "shards": len(entry.shards),
+                "classes": entry.classes,
+            }
+            for name, entry in splits.items()
+        },
+        "rejected": manifest.rejected if manifest is not None else None,
+        "built_shards": sum(not result.reused for result in results),
+        "reused_shards": sum(result.reused for result in results),
+        "sources": sources,
+        "reused_sources": sum(result.sources for result in results if result.reused),
+        "missing_shards": len(outcome.missing),
+        "engine": recipe.values["engine"],
+        "bytes": sum(sizes.values()),
         "seconds": round(seconds, 3),
-        "sources_per_second": round(samples / seconds, 1) if seconds else 0.0,
+        "sources_per_second": round(sources / seconds, 1) if seconds else 0.0,
     }
+
+
+def _work(report: dict[str, Any]) -> str:
+    """What was done and what was there already, in words."""
+    shards = report["built_shards"] + report["reused_shards"]
+    reused = (
+        f"reused {report['reused_shards']:,} of {shards:,} shards ({report['reused_sources']:,} of "
+        f"{report['sources']:,} sources); "
+        if report["reused_shards"]
+        else ""
+    )
+    return f"{reused}{human_seconds(report['seconds'])}, {report['sources_per_second']:,.0f} sources/s"
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people: rows per class and split."""
+    if not report["complete"]:
+        shards = report["built_shards"] + report["reused_shards"]
+        return (
+            f"this part is done: {shards:,} shards in {report['out']}; {_work(report)}\n"
+            f"{report['missing_shards']:,} shards are left to other parts; the last one writes the manifest"
+        )
     splits = report["splits"]
     headers = ["class", *(f">{name}" for name in splits)]
     rows: list[list[object]] = [
@@ -208,14 +334,13 @@ def table(report: dict[str, Any]) -> str:
     rows.append(["originals", *(entry["samples"] for entry in splits.values())])
     rows.append(["shards", *(entry["shards"] for entry in splits.values())])
     rows.append(["size", *(human_bytes(entry["bytes"]) for entry in splits.values())])
-    reused = f", {report['reused_shards']} shards reused" if report["reused_shards"] else ""
     rejected = (
         f"{report['rejected']} rejected (see {report['out']}/rejected.csv)" if report["rejected"] else "none rejected"
     )
     return (
         f"{render_table(headers, rows, title='augmentation cache, rows per class')}\n"
-        f"{human_bytes(report['bytes'])} in {report['out']} by the {report['engine']} engine; {rejected}{reused}; "
-        f"{human_seconds(report['seconds'])}, {report['sources_per_second']:,.0f} sources/s"
+        f"{human_bytes(report['bytes'])} in {report['out']} by the {report['engine']} engine; {rejected}; "
+        f"{_work(report)}"
     )
 
 

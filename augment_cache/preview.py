@@ -168,7 +168,8 @@ def _shown_values(op: Op) -> list[float]:
     if not op.has_value:
         return [0.0]
     values = [op.low + strength * (op.high - op.low) for strength in STRENGTHS]
-    values = [float(round(value)) for value in values] if op.whole else values
+    # Quarter turns round to fewer values than there are strengths.
+    values = list(dict.fromkeys(float(round(value)) for value in values)) if op.whole else values
     return values + ([-value for value in values] if op.signed else [])
 
 

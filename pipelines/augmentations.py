@@ -3,6 +3,10 @@
 Ranges are those of the AutoAugment family as competition teams used them (Cubuk et al., "AutoAugment", CVPR 2019,
 table 6; "RandAugment", 2020). Two things differ on purpose: Rotate goes both ways, and shears are about the centre of
 the image instead of its corner, so that the object stays in the frame.
+
+The last four ops are no part of that competition's 14. Color is Pillow's saturation, the sixteenth op of the
+AutoAugment family (with Identity and Invert). Rotate90, FlipX and Zoom are albumentations' RandomRotate90,
+HorizontalFlip and the scale of ShiftScaleRotate, with which the competition's smallest models were trained.
 """
 
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ class Op:
         high: Value of the strongest effect; may lie below `low` (Solarize's threshold falls).
         signed: The value is negated for half of the samples.
         whole: The value is rounded to a whole number.
+        even: Every whole number comes equally often; mere rounding gives the two ends half a share.
     """
 
     name: str
@@ -34,10 +39,11 @@ class Op:
     high: float = 0.0
     signed: bool = False
     whole: bool = False
+    even: bool = False
 
     @property
     def has_value(self) -> bool:
-        """False for ops that have no strength: Invert, AutoContrast, Equalize."""
+        """False for ops that have no strength: Invert, AutoContrast, Equalize, FlipX."""
         return self.low != self.high
 
 
@@ -59,12 +65,21 @@ OPS: tuple[Op, ...] = (
     Op("Sharpness", "factor - 1", 0.0, 0.9, signed=True),
     Op("ShearX", "offset to the right per row downwards", 0.0, 0.3, signed=True),
     Op("ShearY", "offset downwards per column to the right", 0.0, 0.3, signed=True),
+    Op("Color", "factor - 1", 0.0, 0.9, signed=True),
+    Op("Rotate90", "quarter turns, counter-clockwise", 0.0, 3.0, whole=True, even=True),
+    Op("FlipX", "none"),
+    Op("Zoom", "scale factor - 1", 0.0, 0.5, signed=True),
 )
 """All ops; an op's position is its code in a plan, so new ops go to the end. Code 0 changes nothing."""
 
 CODES: dict[str, int] = {op.name: code for code, op in enumerate(OPS)}
-GEOMETRIC: frozenset[str] = frozenset({"Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY"})
-"""Ops that are one affine map each."""
+GEOMETRIC: frozenset[str] = frozenset(
+    {"Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY", "Rotate90", "FlipX", "Zoom"}
+)
+"""Ops that are one affine map each. Rotate90 and FlipX only move pixels: no engine may change a level."""
+
+QUARTER_TURNS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+"""Cosine and sine of 0, 90, 180 and 270 degrees; those of the math module are not exact."""
 
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -96,25 +111,37 @@ class Choice:
             raise ValueError(f"{self.op}: range [{self.low}, {self.high}] leaves [{least}, {most}] ({op.unit})")
 
 
+MOST_TURNS = 16
+"""Ops applied one after the other, at most."""
+
+
 @dataclass(frozen=True)
 class Policy:
-    """What may happen to a copy: in each of `slots` turns one of the choices, evenly.
+    """What may happen to a copy: in each turn one of its choices, evenly, one turn after the other.
 
     Attributes:
         name: For people and manifests.
-        choices: The ops to choose from.
-        slots: Number of ops applied one after the other.
+        turns: The ops to choose from in each turn.
     """
 
     name: str
-    choices: tuple[Choice, ...]
-    slots: int = 1
+    turns: tuple[tuple[Choice, ...], ...]
 
     def __post_init__(self) -> None:
-        if not self.choices:
-            raise ValueError(f"policy {self.name!r} offers no op")
-        if not 1 <= self.slots <= 16:
-            raise ValueError(f"policy {self.name!r}: ops per copy must be 1 to 16, got {self.slots}")
+        if not 1 <= self.slots <= MOST_TURNS:
+            raise ValueError(f"policy {self.name!r}: turns must be 1 to {MOST_TURNS}, got {self.slots}")
+        if not all(self.turns):
+            raise ValueError(f"policy {self.name!r} offers no op in one of its turns")
+
+    @classmethod
+    def repeated(cls, name: str, choices: tuple[Choice, ...], turns: int = 1) -> "Policy":
+        """A policy of several turns over the same choices."""
+        return cls(name, (choices,) * turns)
+
+    @property
+    def slots(self) -> int:
+        """Number of ops applied one after the other."""
+        return len(self.turns)
 
 
 def full_range(name: str, probability: float = 1.0) -> Choice:
@@ -127,8 +154,10 @@ def value_text(op: Op, value: float) -> str:
     """A value in words, short enough to stand under a picture; empty for ops without one."""
     if not op.has_value:
         return ""
-    if op.unit == "factor - 1":
+    if op.unit.endswith("factor - 1"):
         return f"times {1 + value:.2f}"
+    if op.unit.startswith("quarter turns"):
+        return f"{90 * value:+.0f}°"
     if op.unit.startswith("degrees"):
         return f"{value:+.1f}°"
     if op.unit.startswith("share"):
@@ -151,18 +180,28 @@ def affine(name: str, value: float, size: int) -> Affine:
         continuous coordinates: the centre of the first pixel is (0.5, 0.5).
     """
     half = size / 2
-    if name == "Rotate":
-        c, s = cos(radians(value)), sin(radians(value))
+    if name in ("Rotate", "Rotate90"):
+        c, s = QUARTER_TURNS[round(value) % 4] if name == "Rotate90" else (cos(radians(value)), sin(radians(value)))
         return ((c, -s, half - c * half + s * half), (s, c, half - s * half - c * half))
     if name == "TranslateX":
-        return ((1.0, 0.0, -value * size), (0.0, 1.0, 0.0))
+        return ((1.0, 0.0, -float(whole_pixels(value, size))), (0.0, 1.0, 0.0))
     if name == "TranslateY":
-        return ((1.0, 0.0, 0.0), (0.0, 1.0, -value * size))
+        return ((1.0, 0.0, 0.0), (0.0, 1.0, -float(whole_pixels(value, size))))
     if name == "ShearX":
         return ((1.0, -value, value * half), (0.0, 1.0, 0.0))
     if name == "ShearY":
         return ((1.0, 0.0, 0.0), (-value, 1.0, value * half))
+    if name == "FlipX":
+        return ((-1.0, 0.0, float(size)), (0.0, 1.0, 0.0))
+    if name == "Zoom":
+        step = 1.0 / (1.0 + value)
+        return ((step, 0.0, half - step * half), (0.0, step, half - step * half))
     raise ValueError(f"{name} is no affine map")
+
+
+def whole_pixels(value: float, size: int) -> int:
+    """How far a translation moves an image: whole pixels, as in torchvision, so that nothing is blurred."""
+    return round(value * size)
 
 
 def cutout_box(value: float, centre: tuple[float, float], size: int) -> tuple[int, int, int, int]:
@@ -212,12 +251,18 @@ def posterize_mask(bits: float) -> int:
 
 def linear_table(scale: float, offset: float) -> NDArray[np.uint8]:
     """Levels → round(scale * level + offset), cut to [0, 255]; uint8 [256]."""
-    levels = np.arange(256, dtype=np.float32)
-    return np.clip(np.rint(levels * np.float32(scale) + np.float32(offset)), 0, 255).astype(np.uint8)
+    table = _LEVELS * np.float32(scale)
+    table += np.float32(offset)
+    np.rint(table, out=table)
+    return table.clip(0, 255, out=table).astype(np.uint8)
+
+
+_LEVELS = np.arange(256, dtype=np.float32)
 
 
 LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601 weights of red, green and blue; the centre of Contrast is the image's mean luma, as in Pillow."""
+"""ITU-R BT.601 weights of red, green and blue. As in Pillow, Contrast goes to and from the image's mean luma, Color to
+and from each pixel's own."""
 
 
 def sharpness_kernel(value: float) -> NDArray[np.float32]:
@@ -230,3 +275,12 @@ def sharpness_kernel(value: float) -> NDArray[np.float32]:
     identity = np.zeros((3, 3))
     identity[1, 1] = 1
     return ((1 + value) * identity - value * smooth).astype(np.float32)
+
+
+def color_matrix(value: float) -> NDArray[np.float32]:
+    """The matrix of Color: a pixel's luma plus (1 + `value`) times the pixel's difference to it.
+
+    Returns:
+        float32 [3, 3], (red, green, blue) to (red, green, blue); rows sum to 1, so greys stay.
+    """
+    return ((1 + value) * np.eye(3) - value * np.tile(np.array(LUMA, np.float64), (3, 1))).astype(np.float32)

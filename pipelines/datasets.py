@@ -1,5 +1,6 @@
 """A folder of images as train, val and test: the splits that it has, or a seeded, stratified cut made here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,13 @@ class SplitOptions:
         return {name: share for name, share in shares.items() if share > 1e-9}
 
 
-def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool = False) -> dict[str, FolderSource]:
+def open_splits(
+    root: Path,
+    options: SplitOptions,
+    *,
+    allow_empty_classes: bool = False,
+    known: Mapping[str, str] | None = None,
+) -> dict[str, FolderSource]:
     """Open a folder of crops or a folder of class folders.
 
     Args:
@@ -42,6 +49,7 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
             folders themselves.
         options: How to cut the latter.
         allow_empty_classes: Accept classes without images.
+        known: File → split of an earlier cut of the latter: those files stay where they were, only new ones are cut.
 
     Returns:
         Split name → source, in the order train, val, test; all with the same classes.
@@ -53,8 +61,8 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
         raise UsageError(
             f"{root} is no folder; give a folder of crops (from python -m augment_cache.crop) or class folders"
         )
-    names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if names & SPLIT_LIKE:
+    if has_splits(root):
+        names = _folders(root)
         if not ("train" in names and names <= set(SPLITS)):
             found = ", ".join(sorted(names))
             raise UsageError(
@@ -62,7 +70,16 @@ def open_splits(root: Path, options: SplitOptions, *, allow_empty_classes: bool 
             )
         return _open_cut(root, [name for name in SPLITS if name in names], allow_empty_classes=allow_empty_classes)
     source = open_folder(root, allow_empty_classes=allow_empty_classes)
-    return _cut(source, options, allow_empty_classes=allow_empty_classes)
+    return _cut(source, options, known or {}, allow_empty_classes=allow_empty_classes)
+
+
+def has_splits(root: Path) -> bool:
+    """Whether a folder holds split folders instead of class folders."""
+    return bool(_folders(root) & SPLIT_LIKE)
+
+
+def _folders(root: Path) -> set[str]:
+    return {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> dict[str, FolderSource]:
@@ -83,11 +100,15 @@ def _open_cut(root: Path, splits: list[str], *, allow_empty_classes: bool) -> di
     }
 
 
-def _cut(source: FolderSource, options: SplitOptions, *, allow_empty_classes: bool) -> dict[str, FolderSource]:
+def _cut(
+    source: FolderSource, options: SplitOptions, known: Mapping[str, str], *, allow_empty_classes: bool
+) -> dict[str, FolderSource]:
     if not (options.val >= 0 and options.test >= 0 and "train" in options.fractions):
         raise UsageError(f"val {options.val} and test {options.test} must be shares that leave something to train on")
     fractions = options.fractions
-    split_of = stratified_split(source.files, source.labels, fractions, options.seed)
+    if len(fractions) == 1:
+        return {"train": source}
+    split_of = stratified_split(source.files, source.labels, fractions, options.seed, known)
     splits = {name: source.subset(np.flatnonzero(split_of == index)) for index, name in enumerate(fractions)}
     for name, part in splits.items():
         if not part.files:

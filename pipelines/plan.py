@@ -8,12 +8,13 @@ number of ranks or engine, and a cache can write into each row how it was made.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import philox
-from pipelines.augmentations import CODES, OPS, Policy
+from pipelines.augmentations import CODES, OPS, Choice, Policy
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
@@ -155,7 +156,7 @@ def draw(
         source = _Source(seed, ids, stage, number)
         if policy is not None:
             for slot in range(slots):
-                _fill_slot(plan, index, slot, policy, source)
+                _fill_slot(plan, index, slot, policy.turns[slot], source)
         if view.flip or view.min_area < 1.0:
             _fill_view(plan, index, view, source)
     return plan
@@ -174,16 +175,17 @@ class _Source:
         return philox.words(self.seed, self.ids, self.round_number, (self.stage << 16) | block)
 
 
-def _fill_slot(plan: Plan, index: int, slot: int, policy: Policy, source: _Source) -> None:
-    choices = policy.choices
+def _fill_slot(plan: Plan, index: int, slot: int, choices: tuple[Choice, ...], source: _Source) -> None:
     words = source.words(_Block.OP + slot)
     choice = philox.below(words[:, 0], len(choices))
     applied = philox.uniform(words[:, 3]) < np.array([c.probability for c in choices])[choice]
     low = np.array([c.low for c in choices])[choice]
     high = np.array([c.high for c in choices])[choice]
     ops = [OPS[CODES[c.op]] for c in choices]
-    value = low + philox.uniform(words[:, 1]) * (high - low)
+    share = philox.uniform(words[:, 1])
+    value = low + share * (high - low)
     value = np.where(np.array([op.whole for op in ops])[choice], np.rint(value), value)
+    value = np.where(np.array([op.even for op in ops])[choice], _even_whole(low, high, share), value)
     negated = np.array([op.signed for op in ops])[choice] & (words[:, 2] >= 1 << 31)
     value = np.where(negated, -value, value)
     codes = np.array([CODES[c.op] for c in choices], np.int8)[choice]
@@ -192,6 +194,12 @@ def _fill_slot(plan: Plan, index: int, slot: int, policy: Policy, source: _Sourc
     centre = philox.uniform(source.words(_Block.CENTRE + slot)[:, :2])
     cut = applied & (codes == CODES["Cutout"])
     plan.centre[index, :, slot] = np.where(cut[:, None], centre, 0.0)
+
+
+def _even_whole(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any]) -> NDArray[Any]:
+    """The whole numbers from `low` to `high`, both included, each for an equal part of the shares in [0, 1)."""
+    least, most = np.rint(np.minimum(low, high)), np.rint(np.maximum(low, high))
+    return least + np.floor(share * (most - least + 1.0))
 
 
 def _fill_view(plan: Plan, index: int, view: View, source: _Source) -> None:

@@ -26,7 +26,11 @@ Counts = NDArray[np.int64]
 
 
 def stratified_split(
-    groups: Sequence[str], labels: NDArray[np.int64], fractions: Mapping[str, float], seed: int
+    groups: Sequence[str],
+    labels: NDArray[np.int64],
+    fractions: Mapping[str, float],
+    seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> NDArray[np.int64]:
     """Assign every sample to a split; the samples of one group always go to the same one.
 
@@ -38,6 +42,8 @@ def stratified_split(
         labels: Class of each sample, int64 [n]; any integers.
         fractions: Share of each split, each above 0, together 1: `{"train": 0.7, "val": 0.15, "test": 0.15}`.
         seed: Another seed gives another split.
+        known: Group → split of groups that were handed out before: they stay there, the others are handed out so that
+            all together come as near to the fractions as may be. Names that are no group or no split are ignored.
 
     Returns:
         int64 [n]: position of the split in `fractions`. If a class has at least as many groups as there are splits,
@@ -59,8 +65,11 @@ def stratified_split(
     ranks = np.fromiter((rank_of[name] for name in groups), dtype=np.int64, count=len(groups))
     counts = _count(ranks, labels, len(names))
     shares = np.array(list(fractions.values()), dtype=np.float64)
-    split_of_group = _hand_out(counts, shares)
-    _repair(counts, shares, split_of_group)
+    places = {name: place for place, name in enumerate(fractions)}
+    before = known or {}
+    fixed = np.fromiter((places.get(before.get(name, ""), -1) for name in names), dtype=np.int64, count=len(names))
+    split_of_group = _hand_out(counts, shares, fixed)
+    _repair(counts, shares, split_of_group, movable=fixed < 0)
     return split_of_group[ranks]
 
 
@@ -87,13 +96,16 @@ def _count(ranks: NDArray[np.int64], labels: NDArray[np.int64], group_count: int
     return cells.reshape(group_count, len(classes)).astype(np.int64)
 
 
-def _hand_out(counts: Counts, shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Iterative stratification; returns int64 [groups], the split of each."""
+def _hand_out(counts: Counts, shares: NDArray[np.float64], fixed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Iterative stratification: int64 [groups], the split of each; `fixed` is the same where it is known, else -1."""
     wanted = shares[:, None] * counts.sum(axis=0)  # float64 [splits, classes]: samples each split still wants
     wanted_in_all = [float(share) * int(counts.sum()) for share in shares]
     sizes = counts.sum(axis=1)
-    split_of_group = np.full(len(counts), -1, dtype=np.int64)
-    left = (counts > 0).sum(axis=0)  # groups of each class not handed out yet
+    split_of_group = fixed.copy()
+    for split in range(len(shares)):
+        wanted[split] -= counts[fixed == split].sum(axis=0)
+        wanted_in_all[split] -= int(sizes[fixed == split].sum())
+    left = (counts[fixed < 0] > 0).sum(axis=0)  # groups of each class not handed out yet
     while left.any():
         rarest = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin())
         waiting = np.flatnonzero((split_of_group < 0) & (counts[:, rarest] > 0))
@@ -116,13 +128,16 @@ def _neediest(of_class: list[float], of_all: list[float], *, tie: int) -> int:
     return equal[tie % len(equal)]
 
 
-def _repair(counts: Counts, shares: NDArray[np.float64], split_of_group: NDArray[np.int64]) -> None:
+def _repair(
+    counts: Counts, shares: NDArray[np.float64], split_of_group: NDArray[np.int64], *, movable: NDArray[np.bool_]
+) -> None:
     """Give each split a group of every class that has enough of them, by moving single groups; changes its argument.
 
     Rounding can leave a small split without a rare class: with 5 groups and shares .7 .15 .15 nobody wants a whole
     one. Each move fills a gap and opens none, so the number of moves is at most classes x splits.
     """
     present = counts > 0
+    spare = counts * movable[:, None]
     held = np.zeros((len(shares), counts.shape[1]), dtype=np.int64)  # groups of each class in each split
     np.add.at(held, split_of_group, present.astype(np.int64))
     surplus = -shares * counts.sum()  # samples above its share, per split
@@ -130,7 +145,7 @@ def _repair(counts: Counts, shares: NDArray[np.float64], split_of_group: NDArray
     enough = held.sum(axis=0) >= len(shares)
     for column in np.lexsort((np.arange(len(enough)), held.sum(axis=0))):
         for split in np.flatnonzero(enough[column] & (held[:, column] == 0)):
-            group = _group_to_spare(counts, split_of_group, held * enough, surplus, int(column))
+            group = _group_to_spare(spare, split_of_group, held * enough, surplus, int(column))
             if group is None:
                 continue
             donor = split_of_group[group]

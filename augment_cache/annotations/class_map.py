@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from augment_cache.format.strict_yaml import load_yaml
 from pipelines.errors import UsageError
 
 MAPS_FOLDER = Path(__file__).parent.parent / "maps"
@@ -52,22 +51,12 @@ def load_class_map(name: str) -> ClassMap:
     if not path.is_file():
         raise UsageError(f"--map {name}: no such file; give {' or '.join(shipped_maps())}, or the path of a YAML map")
     try:
-        value = yaml.load(path.read_bytes(), Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"--map {name} is not YAML that can be read: {' '.join(str(error).split())}") from error
+        value = load_yaml(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"--map {name} is not YAML that can be read: {error}") from error
     return ClassMap(
         name=name, description=_description(name, value), classes=_classes(name, value["classes"]), shipped=shipped
     )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, where YAML libraries silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a class or key is given twice", node.start_mark)
-        return mapping
 
 
 def _description(name: str, value: object) -> str:

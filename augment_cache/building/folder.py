@@ -1,13 +1,23 @@
 """The folder of a cache before and after its shards are built."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from augment_cache.building.shard_plan import ShardTask
+from augment_cache.building.shard_plan import ShardTask, listing_checksum
+from augment_cache.building.state import (
+    BUILD_NAME,
+    SPLITS_NAME,
+    identity_of,
+    is_foreign_state,
+    read_identity,
+    read_splits,
+    write_splits,
+)
 from augment_cache.building.worker import Recipe, ShardResult
 from augment_cache.format.manifest import (
     MANIFEST_NAME,
@@ -16,134 +26,212 @@ from augment_cache.format.manifest import (
     ShardEntry,
     SplitEntry,
     file_sha256,
-    is_foreign,
     read_manifest,
 )
 from augment_cache.format.shards import Shard, read_metadata
 from augment_cache.format.source import CacheSource
 from pipelines.console.files import write_csv
+from pipelines.console.output import say
 from pipelines.errors import UsageError
 from pipelines.sources import SPLITS
 
 REJECTED_NAME = "rejected.csv"
+OUR_FILES = (MANIFEST_NAME, BUILD_NAME, SPLITS_NAME, REJECTED_NAME)
 
 
-def claim(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], *, overwrite: bool) -> None:
-    """Make sure that the folder is this cache, finished or not, or nothing yet; from now on it counts as unfinished.
-
-    The same cache means: the same recipe and classes, and at least one sample in common.
+def refuse_strangers(out: Path) -> None:
+    """Make sure that a folder holds nothing but what builds write.
 
     Raises:
-        UsageError: It holds something else and `overwrite` is False.
+        UsageError: Names something else that it holds.
     """
     if out.is_file():
         raise UsageError(f"{out} is a file; choose another --out")
     strangers = [entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)] if out.is_dir() else []
     if strangers:
         raise UsageError(f"{out} holds {strangers[0]!r}, which is no part of a cache; choose another --out")
-    difference = "" if overwrite else _difference(out, recipe, tasks)
-    if difference:
-        raise UsageError(f"{out} holds another cache ({difference}); choose another --out or give --overwrite true")
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def _is_ours(entry: Path) -> bool:
     if entry.is_dir():
         return entry.name in SPLITS and all(SHARD_NAME.search(file.name) for file in entry.iterdir())
-    if entry.name == MANIFEST_NAME:
-        return not is_foreign(entry)
-    return entry.name == REJECTED_NAME or _is_partial(entry)
+    if entry.name in OUR_FILES:
+        return not is_foreign_state(entry)
+    partial = tuple(f".{name}.partial-" for name in OUR_FILES)
+    return entry.name == ".turn" or entry.name.startswith((".lock", *partial))
 
 
-def _is_partial(entry: Path) -> bool:
-    """What a killed build was writing beside its name."""
-    return entry.name.startswith(tuple(f".{name}.partial-" for name in (MANIFEST_NAME, REJECTED_NAME)))
+def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force: bool, part: bool) -> dict[str, str]:
+    """Make sure that the folder is this cache, finished or not, or nothing yet, and write down which cache it is.
+
+    Args:
+        out: The folder.
+        recipe: What is to be built. The same cache means: the same recipe and classes, and a sample in common.
+        tasks: The shards.
+        cut: The splits were cut by the build.
+        force: Replace another cache.
+        part: Other parts of the same build may be at work.
+
+    Returns:
+        Shards of a finished cache that are there to be reused: path → SHA-256.
+
+    Raises:
+        UsageError: It holds another cache and `force` is False; or the other parts use other library versions.
+    """
+    wanted, found = identity_of(recipe), read_identity(out)
+    other = found is not None and (found.difference(wanted) or _images_difference(out, tasks))
+    if other and not force:
+        raise UsageError(f"{out} holds another cache ({other}); choose another --out, or replace it with --force")
+    if found is not None and found.made_with != wanted.made_with and not other:
+        differences = _versions(found.made_with, wanted.made_with)
+        if part and not force and not (out / MANIFEST_NAME).is_file():
+            raise UsageError(f"{out} was begun with {differences}; give all parts the same environment, or use --force")
+        say(f"{out} was made with {differences}: all shards are built anew, as pixels may differ")
+        other = "versions"
+    if other:
+        _clear(out)
+    known = _known_shards(out, tasks)
+    if not known:
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
+    if found != wanted or not (out / BUILD_NAME).is_file():
+        wanted.write(out)
+    if cut:
+        write_splits(out, tasks)
+    else:
+        (out / SPLITS_NAME).unlink(missing_ok=True)
+    return known
 
 
-def _difference(out: Path, recipe: Recipe, tasks: Sequence[ShardTask]) -> str:
-    """The first thing in which the cache in a folder, finished or not, differs from the one asked for; or ""."""
-    if (out / MANIFEST_NAME).is_file():
-        manifest = read_manifest(out)
-        return _recipe_difference(manifest.recipe, manifest.classes, recipe) or _images_difference(out, manifest, tasks)
-    for path in sorted(out.glob("*/shard-*.arrow")):
-        metadata = read_metadata(path)
-        if metadata is not None and "recipe" in metadata:
-            return _recipe_difference(metadata["recipe"], tuple(metadata["classes"]), recipe)
-    return ""
+def _versions(there: dict[str, str], here: dict[str, str]) -> str:
+    names = sorted(name for name in set(there) | set(here) if there.get(name) != here.get(name))
+    return ", ".join(f"{name} {there.get(name, 'none')} (now {here.get(name, 'none')})" for name in names)
 
 
-def _recipe_difference(there: dict[str, Any], classes: tuple[str, ...], recipe: Recipe) -> str:
-    for key in sorted(set(there) | set(recipe.values)):
-        old, new = there.get(key), recipe.values.get(key)
-        if old != new:
-            return "another policy" if key == "policy" else f"{key} {old} there, {new} asked for"
-    return "" if classes == recipe.classes else f"classes {', '.join(classes)}"
-
-
-def _images_difference(out: Path, manifest: Manifest, tasks: Sequence[ShardTask]) -> str:
-    wanted = {sample for task in tasks for sample in task.ids}
+def _images_difference(out: Path, tasks: Sequence[ShardTask]) -> str:
+    wanted = np.concatenate([task.ids for task in tasks])
     try:
-        found = [set(CacheSource(out, split, check=False).sample_ids.tolist()) for split in manifest.splits]
-    except UsageError:  # damaged: this build is what mends it
-        return ""
-    return "" if any(wanted & ids for ids in found) else "of other images"
+        splits = list(read_manifest(out).splits)
+        found = [CacheSource(out, split, check=False).sample_ids for split in splits]
+    except UsageError:  # unfinished or damaged: this build is what mends it
+        known = read_splits(out)
+        same = not known or any(file in known for task in tasks for file in task.files)
+    else:
+        same = any(np.isin(ids, wanted).any() for ids in found)
+    return "" if same else "of other images"
+
+
+def _known_shards(out: Path, tasks: Sequence[ShardTask]) -> dict[str, str]:
+    """The shards of a finished cache, path → SHA-256; none if it is not one that a build may leave as it is."""
+    try:
+        shards = read_manifest(out).shards
+    except UsageError:
+        return {}
+    return {name: entry.sha256 for name, entry in shards.items()} if set(shards) == {t.file for t in tasks} else {}
+
+
+def _clear(out: Path) -> None:
+    """Remove a cache; the manifest first, so that what is left is never taken for a whole one."""
+    for name in OUR_FILES:
+        (out / name).unlink(missing_ok=True)
+    _remove_shards(out, keep=set())
+
+
+def _remove_shards(out: Path, keep: set[str]) -> None:
+    for folder in (out / split for split in SPLITS):
+        for file in sorted(folder.glob("shard-*.arrow")):
+            if f"{folder.name}/{file.name}" not in keep:
+                file.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def missing_shards(out: Path, recipe: Recipe, tasks: Sequence[ShardTask]) -> list[str]:
+    """Shards that nobody has built yet, or built from another list of files."""
+    missing = []
+    for task in tasks:
+        found = read_metadata(out / task.file) or {}
+        if found.get("listing") != listing_checksum(recipe.values, recipe.classes, task):
+            missing.append(task.file)
+    return missing
 
 
 def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Sequence[ShardResult]) -> Manifest:
     """Remove what earlier builds left, write `rejected.csv` and, last, the manifest.
 
+    Args:
+        out: The folder.
+        recipe: What was built.
+        tasks: All shards.
+        results: Those that this process has built or reused.
+
     Raises:
         UsageError: A shard vanished meanwhile, or no image of a split could be read.
     """
-    _remove_leftovers(out, {result.file for result in results})
-    rejected: list[list[str]] = []
+    _remove_shards(out, keep={task.file for task in tasks})
     facts: dict[str, list[_ShardFacts]] = {}
-    for task, result in zip(tasks, results, strict=True):
-        found = _ShardFacts(out, result.file, recipe)
-        rejected += [[task.split, *reject] for reject in found.rejected]
-        facts.setdefault(task.split, []).append(found)
-    write_csv(out / REJECTED_NAME, ("split", "source", "class", "reason"), sorted(rejected))
+    digests = {result.file: result.sha256 for result in results}
+    for task in tasks:
+        facts.setdefault(task.split, []).append(_ShardFacts(out, task.file, recipe, digests.get(task.file)))
+    rejected = write_rejected(out, {task.file: out / task.file for task in tasks})
     for split, shards in facts.items():
         if sum(shard.samples for shard in shards) == 0:
+            (out / MANIFEST_NAME).unlink(missing_ok=True)
             raise UsageError(f"no image of the {split} split could be read; {out / REJECTED_NAME} says why")
     marks = "".join(shard.entry.fingerprint for shards in facts.values() for shard in shards)
+    beside = (name for name in (BUILD_NAME, REJECTED_NAME, SPLITS_NAME) if (out / name).is_file())
     manifest = Manifest(
         classes=recipe.classes,
         recipe=recipe.values,
         fingerprint=sha256(marks.encode()).hexdigest(),
         splits={split: _split_entry(recipe.classes, shards) for split, shards in facts.items()},
-        rejected=len(rejected),
+        rejected=rejected,
         made_with=recipe.made_with,
+        files={name: file_sha256(out / name) for name in beside},
     )
-    manifest.write(out)
+    if not _is_written(out, manifest):
+        manifest.write(out)
     return manifest
 
 
-def _remove_leftovers(out: Path, wanted: set[str]) -> None:
-    for entry in sorted(out.iterdir()):
-        if _is_partial(entry):
-            entry.unlink()
-    for folder in (out / split for split in SPLITS):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if SHARD_NAME.search(file.name) and f"{folder.name}/{file.name}" not in wanted:
-                file.unlink()
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+def write_rejected(out: Path, shards: Mapping[str, Path]) -> int:
+    """Write `rejected.csv` from what the shards' metadata says.
+
+    Args:
+        out: Where to.
+        shards: Path relative to the cache → where the shard lies.
+
+    Returns:
+        Number of rejected sources.
+    """
+    rows = [
+        [name.partition("/")[0], *reject]
+        for name, path in shards.items()
+        for reject in (read_metadata(path) or {}).get("rejected", [])
+    ]
+    write_csv(out / REJECTED_NAME, ("split", "source", "class", "reason"), sorted(rows))
+    return len(rows)
+
+
+def _is_written(out: Path, manifest: Manifest) -> bool:
+    try:
+        return read_manifest(out) == manifest
+    except UsageError:
+        return False
 
 
 class _ShardFacts:
     """What the manifest says about a shard, read back from the file."""
 
-    def __init__(self, out: Path, name: str, recipe: Recipe) -> None:
+    def __init__(self, out: Path, name: str, recipe: Recipe, digest: str | None) -> None:
         path = out / name
-        metadata = read_metadata(path)
+        metadata: dict[str, Any] | None = read_metadata(path)
         if metadata is None:
             raise UsageError(f"{path} vanished or was damaged while the cache was being built; run the build again")
         shard = Shard(path, recipe.encoding, recipe.size)
         self.samples = int(metadata["samples"])
-        self.rejected: list[list[str]] = metadata["rejected"]
         self.counts = np.bincount(shard.column("label"), minlength=len(recipe.classes))
-        self.entry = ShardEntry(name, shard.rows, path.stat().st_size, file_sha256(path), metadata["fingerprint"])
+        digest = digest or file_sha256(path)
+        self.entry = ShardEntry(name, shard.rows, path.stat().st_size, digest, metadata["fingerprint"])
 
 
 def _split_entry(classes: tuple[str, ...], shards: list[_ShardFacts]) -> SplitEntry:

@@ -1,15 +1,25 @@
 """Build many shards, in this process or in several."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import gc
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from augment_cache.building.shard_plan import ShardTask
-from augment_cache.building.worker import Recipe, ShardBuilder, ShardResult
+from augment_cache.building.worker import Advance, Recipe, ShardBuilder, ShardResult
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
+from pipelines.errors import TacopressError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,73 +43,160 @@ class Workers:
     strict: bool
 
 
+@dataclass(frozen=True)
+class _Site:
+    """What every process needs to know."""
+
+    recipe: Recipe
+    out: Path
+    workers: Workers
+    known: dict[str, str]
+
+    def builder(self) -> ShardBuilder:
+        recipe, workers = self.recipe, self.workers
+        threads = max(1, workers.threads // workers.processes)
+        spec = RenderSpec(recipe.size, recipe.fit)
+        engine = make_engine(workers.engine, spec, device=workers.device, threads=threads)
+        return ShardBuilder(recipe, engine, self.out, batch=workers.batch, strict=workers.strict, known=self.known)
+
+
 def build_shards(
-    recipe: Recipe, tasks: Sequence[ShardTask], out: Path, workers: Workers, advance: Callable[[int], None]
+    recipe: Recipe,
+    tasks: Sequence[ShardTask],
+    out: Path,
+    workers: Workers,
+    advance: Advance,
+    known: dict[str, str],
 ) -> list[ShardResult]:
-    """Build all shards.
+    """Build shards.
 
     Args:
         recipe: What to build.
         tasks: The shards.
         out: Folder of the cache.
         workers: Who builds.
-        advance: Called with the number of sources that were finished.
+        advance: Told the number of sources that were finished.
+        known: Shards of a finished cache: path → SHA-256.
 
     Returns:
-        One result per task, in the order of the tasks.
+        One result per task, in any order.
     """
-    if workers.processes == 1:
-        return list(_build_here(recipe, tasks, out, workers, advance))
-    return _build_in_processes(recipe, tasks, out, workers, advance)
-
-
-def _build_here(
-    recipe: Recipe, tasks: Sequence[ShardTask], out: Path, workers: Workers, advance: Callable[[int], None]
-) -> Iterator[ShardResult]:
-    builder = _make_builder(recipe, out, workers)
+    site = _Site(recipe, out, workers, known)
+    gc.freeze()  # what was imported is never garbage: looking through it again and again takes a tenth of the time
     try:
-        for task in tasks:
-            yield builder.build(task)
-            advance(len(task.files))
+        if workers.processes == 1 or len(tasks) <= 1:
+            return list(_build_here(site, tasks, advance))
+        return _build_in_processes(site, tasks, advance)
+    finally:
+        gc.unfreeze()
+
+
+def _build_here(site: _Site, tasks: Iterable[ShardTask], advance: Advance) -> Iterator[ShardResult]:
+    builder = site.builder()
+    try:
+        yield from builder.build(tasks, advance)
     finally:
         builder.close()
 
 
-def _build_in_processes(
-    recipe: Recipe, tasks: Sequence[ShardTask], out: Path, workers: Workers, advance: Callable[[int], None]
-) -> list[ShardResult]:
-    results: dict[int, ShardResult] = {}
-    # Fresh interpreters: a forked child would inherit locks of the threads that torch and OpenCV have started.
-    pool = ProcessPoolExecutor(
-        workers.processes, get_context("spawn"), initializer=_start_worker, initargs=(recipe, out, workers)
-    )
-    with pool:
-        try:
-            futures = {pool.submit(_build_in_worker, task): index for index, task in enumerate(tasks)}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                advance(len(tasks[futures[future]].files))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [results[index] for index in range(len(tasks))]
+def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advance) -> list[ShardResult]:
+    # A forked process starts at once and shares what was imported. It is safe where no other thread may hold a lock
+    # that the child would wait for, and no GPU is in use; elsewhere processes start afresh, in seconds.
+    alone = threading.active_count() == 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    context = get_context("fork" if alone else "spawn")
+    following = context.Value("q", 0)
+    staff: dict[Connection, BaseProcess] = {}
+    try:
+        for number in range(min(site.workers.processes, len(tasks))):
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(  # type: ignore[attr-defined]
+                target=_work, args=(site, tasks, following, writer), name=f"build-{number}", daemon=True
+            )
+            process.start()
+            writer.close()
+            staff[reader] = process
+        return _collect(staff, advance)
+    finally:
+        for process in staff.values():
+            process.terminate()
+        for process in staff.values():
+            process.join()
 
 
-def _make_builder(recipe: Recipe, out: Path, workers: Workers) -> ShardBuilder:
-    threads = max(1, workers.threads // workers.processes)
-    engine = make_engine(workers.engine, RenderSpec(recipe.size, recipe.fit), device=workers.device, threads=threads)
-    return ShardBuilder(recipe, engine, out, batch=workers.batch, threads=threads, strict=workers.strict)
+def _collect(staff: dict[Connection, BaseProcess], advance: Advance) -> list[ShardResult]:
+    """Listen to all processes until all have ended."""
+    results: list[ShardResult] = []
+    busy = dict(staff)
+    while busy:
+        ready = wait([*busy, *(process.sentinel for process in busy.values())])
+        for reader, process in list(busy.items()):
+            if reader not in ready and process.sentinel not in ready:
+                continue
+            if reader.poll() and _take(reader, results, advance):
+                continue
+            del busy[reader]
+            process.join()
+            if process.exitcode != 0:
+                raise TacopressError(
+                    "a process that built shards was killed, perhaps for want of memory; run the same command again "
+                    "with fewer --processes or a smaller --batch: what is finished is kept"
+                )
+    return results
 
 
-_builder: ShardBuilder | None = None
-"""The builder of a worker process, made once by its initializer."""
+def _take(reader: Connection, results: list[ShardResult], advance: Advance) -> bool:
+    """Hear one message; False if there will be no more."""
+    try:
+        message = reader.recv()
+    except EOFError:
+        return False
+    if isinstance(message, int):
+        advance(message)
+    elif isinstance(message, ShardResult):
+        results.append(message)
+    else:
+        error, trace = message
+        raise error from _InProcessError(trace)
+    return True
 
 
-def _start_worker(recipe: Recipe, out: Path, workers: Workers) -> None:
-    global _builder
-    _builder = _make_builder(recipe, out, workers)
+class _InProcessError(Exception):
+    """Where an error happened in another process, as text."""
 
 
-def _build_in_worker(task: ShardTask) -> ShardResult:
-    assert _builder is not None
-    return _builder.build(task)
+def _work(site: _Site, tasks: Sequence[ShardTask], following: Any, writer: Connection) -> None:  # noqa: ANN401
+    """Build shards that nobody else has taken; `following` counts those that were."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+    torch.set_num_threads(1)
+    try:
+        for result in _build_here(site, _taken(tasks, following), writer.send):
+            writer.send(result)
+    except KeyboardInterrupt:
+        os._exit(1)
+    except Exception as error:
+        known = error if isinstance(error, (TacopressError, OSError)) else RuntimeError(repr(error))
+        writer.send((known, "".join(traceback.format_exception(error))))
+
+
+def _taken(tasks: Sequence[ShardTask], following: Any) -> Iterator[ShardTask]:  # noqa: ANN401 - multiprocessing's Value
+    while True:
+        with following.get_lock():
+            number = following.value
+            following.value += 1
+        if number >= len(tasks):
+            return
+        yield tasks[number]
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does, even if that was killed: nobody would wait for its work."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -3,29 +3,38 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from augment_cache.format.manifest import shard_file
+
 JPEG_BYTES_PER_PIXEL = 0.4
 """Rough size of a small JPEG at quality 90; decides only how many shards there are."""
+FEW_SHARDS, FEW_ROWS = 16, 256
 
 
-def shard_count(samples: int, copies: int, size: int, encoding: str, target_bytes: int) -> int:
-    """How many shards hold a split so that each is near the target size.
+def shard_count(rows: int, size: int, encoding: str, target_bytes: int) -> int:
+    """How many shards hold a split so that each is near the target size: a power of two.
+
+    So the number changes only when a split has grown by half or more, and adding a few files touches a few shards.
 
     Args:
-        samples: Number of originals.
-        copies: Augmented copies of each.
+        rows: Originals and copies.
         size: Side of the images in px.
         encoding: `jpeg` or `raw`.
-        target_bytes: Wanted size of a shard.
+        target_bytes: Wanted size of a shard; the result is between 0.75 and 1.5 times that, but smaller where there
+            would be less than 16 shards of at least 256 rows: several processes want something to do.
     """
     per_row = size * size * (3 if encoding == "raw" else JPEG_BYTES_PER_PIXEL) + 200
-    return max(1, min(round(samples * (1 + copies) * per_row / target_bytes), max(samples, 1)))
+    wanted = max(rows * per_row / target_bytes, min(FEW_SHARDS, rows / FEW_ROWS))
+    count = 1
+    while wanted > 1.5 * count and count < rows:
+        count *= 2
+    return count
 
 
 def assign(ids: NDArray[np.uint64], count: int) -> list[NDArray[np.int64]]:
@@ -50,57 +59,59 @@ def assign(ids: NDArray[np.uint64], count: int) -> list[NDArray[np.int64]]:
     return [order[edges[index] : edges[index + 1]] for index in range(count)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardTask:
-    """Everything that decides the bytes of one shard, apart from the contents of the files.
+    """Everything that decides the bytes of one shard, apart from the recipe and the contents of the files.
 
     Attributes:
         split: Name of the split.
         index: Number of the shard in its split.
         count: Shards of the split.
-        copies: Augmented copies per sample in this split.
         files: Source files, relative to `root`, sorted by sample id.
-        labels: Class index of each.
-        ids: Sample id of each.
+        labels: int64 [n]; class index of each.
+        ids: uint64 [n]; sample id of each.
+        copies: int16 [n]; augmented copies of each.
         root: Folder of the sources.
     """
 
     split: str
     index: int
     count: int
-    copies: int
     files: tuple[str, ...]
-    labels: tuple[int, ...]
-    ids: tuple[int, ...]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    copies: NDArray[np.int16]
     root: str
 
+    @property
+    def file(self) -> str:
+        """Path of the shard relative to the cache."""
+        return shard_file(self.split, self.index, self.count)
 
-def fingerprint(
-    recipe: dict[str, Any],
-    made_with: dict[str, str],
-    classes: Sequence[str],
-    task: ShardTask,
-    digests: Sequence[bytes],
-) -> str:
-    """Checksum of everything that decides the bytes of a shard, hexadecimal.
+
+def listing_checksum(recipe: dict[str, Any], classes: Sequence[str], task: ShardTask) -> str:
+    """Checksum of everything that decides the bytes of a shard but the contents of the files, hexadecimal.
 
     Args:
         recipe: The cache's recipe, as in the manifest.
-        made_with: Versions of everything that moves pixels: other versions may round differently.
         classes: Class names in index order.
         task: The shard.
-        digests: Checksum of each file's contents.
     """
-    words = [
-        recipe,
-        made_with,
-        list(classes),
-        [task.split, task.index, task.count, task.copies],
-        [[file, label, digest.hex()] for file, label, digest in zip(task.files, task.labels, digests, strict=True)],
-    ]
+    rows = [list(row) for row in zip(task.files, task.labels.tolist(), task.copies.tolist(), strict=True)]
+    words = [recipe, list(classes), [task.split, task.index, task.count], rows]
     return sha256(json.dumps(words, sort_keys=True).encode("utf-8")).hexdigest()
 
 
+def fingerprint(listing: str, digests: Sequence[bytes]) -> str:
+    """Checksum of a shard's listing and of the contents of its files, hexadecimal.
+
+    Args:
+        listing: Result of `listing_checksum`.
+        digests: Checksum of each file's contents.
+    """
+    return sha256(listing.encode() + b"".join(digests)).hexdigest()
+
+
 def content_digest(data: Buffer) -> bytes:
-    """Checksum of a file's contents, 16 bytes."""
-    return blake2b(data, digest_size=16).digest()
+    """Checksum of a file's contents, 32 bytes."""
+    return sha256(data).digest()

@@ -1,8 +1,10 @@
-"""Make one shard: read, render every copy from one decode, encode, write."""
+"""Make shards: read, render every copy from one decode, encode, write."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,22 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint
-from augment_cache.format.manifest import shard_file
+from augment_cache.building.lock import turn
+from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint, listing_checksum
+from augment_cache.format.manifest import MANIFEST_NAME, file_sha256
+from augment_cache.format.policy import PolicyFile
 from augment_cache.format.shards import Encoding, Row, Shard, read_metadata, schema, write_shard
-from pipelines.augmentations import OPS, Policy
-from pipelines.engines.base import Engine, Job, Rendered
+from pipelines.augmentations import OPS
+from pipelines.engines.base import Engine, Image, Job, Rendered
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.fit import Fit
 from pipelines.plan import Plan, Stage, draw
 from pipelines.sources import read_file
 
-ENCODE_CHUNK = 32
-"""Images that one task of the thread pool encodes: enough to hide the cost of handing it over."""
+SHARDS_BEING_WRITTEN = 1
+"""Finished shards that may wait for the disk, besides the one that is being built."""
+Advance = Callable[[int], None]
+"""Told the number of sources that were finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Recipe:
     classes: tuple[str, ...]
     values: dict[str, Any]
     made_with: dict[str, str]
-    policy: Policy
+    policy: PolicyFile
     seed: int
     size: int
     fit: Fit
@@ -57,11 +63,47 @@ class ShardResult:
 
     Attributes:
         file: Path relative to the cache.
+        sources: Number of its sources.
         reused: It was there already, made from the same sources by the same recipe.
+        sha256: Of the file, hexadecimal.
     """
 
     file: str
+    sources: int
     reused: bool
+    sha256: str
+
+
+class _Files(Sequence[Image]):
+    """Files of a task, read when an engine asks for them; notes the checksum of the very bytes that are rendered."""
+
+    def __init__(self, task: ShardTask, positions: NDArray[np.int64], digests: list[bytes]) -> None:
+        self._task, self._positions, self._digests = task, positions, digests
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Image:  # type: ignore[override]
+        position = int(self._positions[index])
+        data, reason = read_source(self._task, position)
+        self._digests[position] = content_digest(data)
+        if reason:
+            raise CorruptSampleError(reason)
+        return data
+
+
+@dataclass
+class _Growing:
+    """A shard under construction. Arrays are indexed by the position of a sample in the task."""
+
+    task: ShardTask
+    listing: str
+    left: int
+    """Jobs that have not come back yet."""
+    digests: list[bytes]
+    images: list[list[bytes]]
+    reasons: dict[int, str] = field(default_factory=dict)
+    plans: list[tuple[NDArray[np.int64], Plan]] = field(default_factory=list)
 
 
 class ShardBuilder:
@@ -72,91 +114,79 @@ class ShardBuilder:
         engine: Renders the pixels.
         out: Folder of the cache.
         batch: Samples rendered together; changes speed, not bytes.
-        threads: Threads that encode.
         strict: Stop at the first source that cannot be read.
+        known: Shards that were whole when the manifest was written: path → SHA-256.
     """
 
-    def __init__(self, recipe: Recipe, engine: Engine, out: Path, *, batch: int, threads: int, strict: bool) -> None:
-        self._recipe, self._engine, self._out, self._batch, self._strict = recipe, engine, out, batch, strict
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
-        self._digests: list[bytes] = []
+    def __init__(
+        self, recipe: Recipe, engine: Engine, out: Path, *, batch: int, strict: bool, known: dict[str, str]
+    ) -> None:
+        self._recipe, self._engine, self._out, self._batch = recipe, engine, out, batch
+        self._strict, self._known = strict, known
+        # Waiting for the disk must not hold up rendering.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def build(self, task: ShardTask) -> ShardResult:
-        """Make a shard, unless a finished one made from the same things is there.
+    def build(self, tasks: Iterable[ShardTask], advance: Advance) -> Iterator[ShardResult]:
+        """Make shards, except those that are there, finished and made from the same things.
+
+        Yields:
+            One result per task; shards that are reused may come before earlier tasks.
 
         Raises:
             CorruptSampleError: A source cannot be read and `strict` is on.
             OSError: The disk is full or not writable.
         """
-        name = shard_file(task.split, task.index, task.count)
-        path = self._out / name
-        found = read_metadata(path) if path.is_file() else None
-        if found is not None:
-            digests = list(self._pool.map(lambda file: content_digest(_read(task, file)[0]), task.files))
-            if found.get("fingerprint") == self._fingerprint(task, digests) and _is_whole(path, self._recipe):
-                for file, _, reason in found["rejected"]:
-                    self._reject(task, file, reason)
-                return ShardResult(name, reused=True)
-        self._digests.clear()
-        rows, rejected = self._rows(task)
-        metadata = {
-            "format": "tacopress-shard",
-            "version": 1,
-            "split": task.split,
-            "recipe": self._recipe.values,
-            "fingerprint": self._fingerprint(task, self._digests),
-            "samples": len(task.files) - len(rejected),
-            "rejected": rejected,
-        }
-        columns = schema(self._recipe.classes, self._recipe.encoding, self._recipe.size, metadata)
-        write_shard(path, rows, columns, self._recipe.size)
-        return ShardResult(name, reused=False)
+        reused: deque[ShardResult] = deque()
+        writing: deque[Future[ShardResult]] = deque()
+        with closing(self._engine.stream(self._jobs(tasks, reused, advance))) as stream:  # type: ignore[type-var]
+            for result in stream:
+                shard: _Growing = result.tag[0]
+                self._add(shard, result)
+                advance(len(result.products))
+                while reused:
+                    yield reused.popleft()
+                if shard.left == 0:
+                    writing.append(self._writer.submit(self._write, shard))
+                while len(writing) > SHARDS_BEING_WRITTEN:
+                    yield writing.popleft().result()
+        yield from reused
+        for future in writing:
+            yield future.result()
 
-    def _fingerprint(self, task: ShardTask, digests: list[bytes]) -> str:
-        recipe = self._recipe
-        return fingerprint(recipe.values, recipe.made_with, recipe.classes, task, digests)
+    def close(self) -> None:
+        """Stop the threads; what is being written is written to its end."""
+        self._writer.shutdown(cancel_futures=True)
+        self._engine.close()
 
-    def _rows(self, task: ShardTask) -> tuple[list[Row], list[list[str]]]:
-        rows: list[Row] = []
-        rejected: list[list[str]] = []
-        for result in self._engine.stream(self._jobs(task)):
-            start, _, unread = result.tag
-            for position, reason in sorted({**result.errors, **unread}.items()):
-                file = task.files[start + position]
-                self._reject(task, file, reason)
-                rejected.append([file, self._recipe.classes[task.labels[start + position]], reason])
-            rows += self._encoded(task, result)
-        return rows, rejected
+    def _jobs(self, tasks: Iterable[ShardTask], reused: deque[ShardResult], advance: Advance) -> Iterator[Job]:
+        for task in tasks:
+            if digest := self._finished(task):
+                reused.append(ShardResult(task.file, len(task.files), reused=True, sha256=digest))
+                advance(len(task.files))
+            else:
+                self._retire(task)
+                yield from self._shard_jobs(task)
 
-    def _reject(self, task: ShardTask, file: str, reason: str) -> None:
-        if self._strict:
-            raise CorruptSampleError(f"{Path(task.root) / file}: {reason}; mend or remove it, or drop --strict")
-
-    def _jobs(self, task: ShardTask) -> Iterator[Job]:
-        ids = np.array(task.ids, np.uint64)
-        for start in range(0, len(ids), self._batch):
-            part = slice(start, start + self._batch)
-            rounds = range(task.copies + 1)
-            plan = draw(self._recipe.policy, ids[part], seed=self._recipe.seed, stage=Stage.BUILD, rounds=rounds)
-            read = [_read(task, file) for file in task.files[part]]
-            images = [image for image, _ in read]
-            # Of the very bytes that are rendered: a file that changes meanwhile can't pass for the one that was read.
-            self._digests += self._pool.map(content_digest, images)
-            unread = {index: reason for index, (_, reason) in enumerate(read) if reason}
-            yield Job(images, plan, tag=(start, plan, unread))
-
-    def _encoded(self, task: ShardTask, result: Rendered) -> list[Row]:
-        start, plan, _ = result.tag
-        pixels = result.pixels.cpu().numpy()
-        whole = [index for index in range(plan.samples) if index not in result.errors]
-        pairs = [(index, copy) for index in whole for copy in range(plan.rounds)]
-        chunks = [pairs[first : first + ENCODE_CHUNK] for first in range(0, len(pairs), ENCODE_CHUNK)]
-        parts = self._pool.map(lambda chunk: [self._encode(pixels[copy, index]) for index, copy in chunk], chunks)
-        images = [image for part in parts for image in part]
-        return [
-            _row(task, start + index, copy, image, plan, index)
-            for (index, copy), image in zip(pairs, images, strict=True)
-        ]
+    def _shard_jobs(self, task: ShardTask) -> Iterator[Job]:
+        count = len(task.files)
+        groups = [np.flatnonzero(task.copies == copies) for copies in np.unique(task.copies)]
+        parts = [group[first : first + self._batch] for group in groups for first in range(0, len(group), self._batch)]
+        parts = parts or [np.empty(0, np.int64)]  # an empty shard is written too
+        shard = _Growing(
+            task, listing_checksum(self._recipe.values, self._recipe.classes, task), len(parts), [b""] * count, []
+        )
+        shard.images = [[]] * count
+        for positions in parts:
+            rounds = range(int(task.copies[positions[0]]) + 1 if len(positions) else 1)
+            plan = draw(
+                self._recipe.policy.policy,
+                task.ids[positions],
+                seed=self._recipe.seed,
+                stage=Stage.BUILD,
+                rounds=rounds,
+            )
+            images = _Files(task, positions, shard.digests)
+            yield Job(images, plan, tag=(shard, positions, plan), finish=self._encode)
 
     def _encode(self, pixels: NDArray[np.uint8]) -> bytes:
         if self._recipe.encoding == "raw":
@@ -164,42 +194,121 @@ class ShardBuilder:
         data: bytes = simplejpeg.encode_jpeg(pixels, quality=self._recipe.quality, colorsubsampling="420")
         return data
 
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown()
-        self._engine.close()
+    def _add(self, shard: _Growing, result: Rendered) -> None:
+        _, positions, plan = result.tag
+        shard.left -= 1
+        shard.plans.append((positions, plan))
+        for position, images in zip(positions.tolist(), result.products, strict=True):
+            if images is not None:
+                shard.images[position] = images
+        for index, reason in sorted(result.errors.items()):
+            position = int(positions[index])
+            self._reject(shard.task, shard.task.files[position], reason)
+            shard.reasons[position] = reason
 
+    def _reject(self, task: ShardTask, file: str, reason: str) -> None:
+        if self._strict:
+            raise CorruptSampleError(f"{Path(task.root) / file}: {reason}; mend or remove it, or drop --strict")
 
-def _row(task: ShardTask, position: int, copy: int, image: bytes, plan: Plan, index: int) -> Row:
-    codes = plan.op[copy, index].tolist()
-    slots = [slot for slot, code in enumerate(codes) if code]
-    return Row(
-        sample_id=task.ids[position],
-        copy=copy,
-        image=image,
-        label=task.labels[position],
-        source=task.files[position],
-        op=tuple(OPS[codes[slot]].name for slot in slots),
-        magnitude=tuple(plan.value[copy, index, slots].tolist()),
-        centre=tuple(plan.centre[copy, index, slots].ravel().tolist()),
-    )
+    def _write(self, shard: _Growing) -> ShardResult:
+        task, classes = shard.task, self._recipe.classes
+        rejected = [
+            [task.files[position], classes[task.labels[position]], reason]
+            for position, reason in sorted(shard.reasons.items())
+        ]
+        metadata = {
+            **self._metadata(task, shard.listing),
+            "fingerprint": fingerprint(shard.listing, shard.digests),
+            "samples": len(task.files) - len(rejected),
+            "rejected": rejected,
+        }
+        columns = schema(classes, self._recipe.encoding, self._recipe.size, metadata)
+        digest = write_shard(self._out / task.file, _rows(shard), columns, self._recipe.size)
+        return ShardResult(task.file, len(task.files), reused=False, sha256=digest)
 
+    def _metadata(self, task: ShardTask, listing: str) -> dict[str, Any]:
+        """What is known of a shard without reading its sources."""
+        return {
+            "format": "tacopress-shard",
+            "version": 2,
+            "split": task.split,
+            "recipe": self._recipe.values,
+            "listing": listing,
+        }
 
-def _is_whole(path: Path, recipe: Recipe) -> bool:
-    """Whether every row of a shard still matches its checksums."""
-    try:
-        shard = Shard(path, recipe.encoding, recipe.size)
-        for row in range(shard.rows):
-            shard.check(row)
-            shard.check_provenance(row)
-    except (UsageError, CorruptSampleError):
+    def _finished(self, task: ShardTask) -> str:
+        """SHA-256 of a shard that is there, made from the same things, every byte as it was written; otherwise ""."""
+        path = self._out / task.file
+        found = read_metadata(path) if path.is_file() else None
+        listing = listing_checksum(self._recipe.values, self._recipe.classes, task)
+        if found is None or any(found.get(key) != value for key, value in self._metadata(task, listing).items()):
+            return ""
+        digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
+        if found.get("fingerprint") != fingerprint(listing, digests) or not self._is_whole(path, found):
+            return ""
+        digest = file_sha256(path)
+        if digest != self._known.get(task.file, digest):
+            return ""
+        for file, _, reason in found["rejected"]:
+            self._reject(task, file, reason)
+        return digest
+
+    def _is_whole(self, path: Path, found: dict[str, Any]) -> bool:
+        """Whether rows and schema of a file are as they were written."""
+        recipe = self._recipe
+        with suppress(UsageError):
+            shard = Shard(path, recipe.encoding, recipe.size)
+            found = {key: value for key, value in found.items() if key != "classes"}
+            return shard.has_schema(schema(recipe.classes, recipe.encoding, recipe.size, found)) and not shard.damage()
         return False
-    return True
+
+    def _retire(self, task: ShardTask) -> None:
+        """Take away what is out of date, so that no manifest can speak of it any more."""
+        path = self._out / task.file
+        if path.exists():
+            with turn(self._out):
+                (self._out / MANIFEST_NAME).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
-def _read(task: ShardTask, file: str) -> tuple[NDArray[np.uint8], str]:
+def _rows(shard: _Growing) -> list[Row]:
+    """The rows of a finished shard, sorted by sample and copy."""
+    rows: list[Row] = []
+    ids, labels = shard.task.ids.tolist(), shard.task.labels.tolist()
+    provenance = _provenance(shard)
+    for position, images in enumerate(shard.images):
+        source = shard.task.files[position]
+        rows += [
+            Row(ids[position], copy, image, labels[position], source, *provenance[position][copy])
+            for copy, image in enumerate(images)
+        ]
+    return rows
+
+
+_Provenance = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]
+"""Ops, magnitudes and centres of a row."""
+
+
+def _provenance(shard: _Growing) -> dict[int, list[_Provenance]]:
+    """Position of a sample → what was done to each of its versions."""
+    found: dict[int, list[_Provenance]] = {}
+    for positions, plan in shard.plans:
+        numbers = (plan.op.tolist(), plan.value.tolist(), plan.centre.tolist())
+        for index, position in enumerate(positions.tolist()):
+            versions = (tuple(rows[copy][index] for rows in numbers) for copy in range(plan.rounds))
+            found[position] = [_done(*version) for version in versions]
+    return found
+
+
+def _done(codes: list[int], values: list[float], centres: list[list[float]]) -> _Provenance:
+    done = [(OPS[code].name, value, centre) for code, value, centre in zip(codes, values, centres, strict=True) if code]
+    names, magnitudes = tuple(name for name, _, _ in done), tuple(value for _, value, _ in done)
+    return names, magnitudes, tuple(number for _, _, centre in done for number in centre)
+
+
+def read_source(task: ShardTask, position: int) -> tuple[Image, str]:
     """Contents of a source file and, if it cannot be read, nothing and the reason."""
     try:
-        return read_file(Path(task.root) / file), ""
+        return read_file(f"{task.root}/{task.files[position]}"), ""
     except CorruptSampleError as error:
         return np.empty(0, np.uint8), str(error).rpartition(": ")[2].partition(";")[0]

@@ -12,9 +12,9 @@ from pipelines.errors import UsageError
 from pipelines.fit import Fit
 
 FORMAT = "tacopress-cache"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
-SHARD_NAME = re.compile(r"^\.?shard-\d{5,}-of-\d{5,}\.arrow(\.partial-\d+)?$")
+SHARD_NAME = re.compile(r"^\.?shard-\d{5,}-of-\d{5,}\.arrow(\.partial-[0-9a-f-]+)?$")
 """A shard, or what a killed build was writing beside its name."""
 
 
@@ -65,6 +65,7 @@ class Manifest:
         splits: Name → entry.
         rejected: Number of sources that could not be read; `rejected.csv` lists them.
         made_with: Versions of the libraries that moved the pixels.
+        files: SHA-256 of each file beside the shards, hexadecimal.
     """
 
     classes: tuple[str, ...]
@@ -73,6 +74,12 @@ class Manifest:
     splits: dict[str, SplitEntry]
     rejected: int
     made_with: dict[str, str]
+    files: dict[str, str]
+
+    @property
+    def shards(self) -> dict[str, ShardEntry]:
+        """All shards by their path."""
+        return {shard.file: shard for entry in self.splits.values() for shard in entry.shards}
 
     @property
     def size(self) -> int:
@@ -81,7 +88,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into the cache."""
-        write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
+        value = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        write_json(folder / MANIFEST_NAME, {**value, "checksum": _checksum(value)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -103,6 +111,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise UsageError(
                 f"{path}: format version {value.get('version')}, this Tacopress reads {VERSION}; rebuild it"
             )
+        if value.pop("checksum", None) != _checksum(value):
+            raise ValueError("it does not match its checksum")
         return Manifest(
             classes=tuple(value["classes"]),
             recipe=_recipe(value["recipe"]),
@@ -110,9 +120,17 @@ def read_manifest(folder: Path) -> Manifest:
             splits={name: _split(folder, entry) for name, entry in value["splits"].items()},
             rejected=int(value["rejected"]),
             made_with=value["made_with"],
+            files=value["files"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged ({error!r}); build the cache again with --overwrite true") from error
+        raise UsageError(
+            f"{path} is damaged ({error}); mend it with python -m augment_cache.verify --cache {folder} --repair"
+        ) from error
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's values, hexadecimal."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def is_foreign(path: Path) -> bool:

@@ -8,9 +8,9 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,23 @@ from pipelines.errors import CorruptSampleError, UsageError
 
 Encoding = Literal["jpeg", "raw"]
 METADATA_KEY = b"tacopress"
+CURE = "mend it with python -m augment_cache.verify --repair"
+DTYPES: dict[str, type] = {
+    "sample_id": np.uint64,
+    "copy": np.int16,
+    "height": np.int32,
+    "width": np.int32,
+    "label": np.int64,
+    "checksum": np.uint32,
+    "provenance_checksum": np.uint32,
+}
+"""The numeric columns."""
 _NUMBERS = struct.Struct("<Qhq")
+UNREADABLE = (OSError, pa.ArrowException, KeyError, ValueError, IndexError, TypeError)
+"""What pyarrow and numpy raise for a damaged file."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image of a shard.
 
     Attributes:
@@ -53,9 +65,11 @@ class Row:
         """CRC-32 of what training uses: image, label, sample id and copy. Checked at each fetch."""
         return pixel_checksum(self.image, self.sample_id, self.copy, self.label)
 
-    def provenance_checksum(self) -> int:
-        """CRC-32 of the rest of the row."""
-        return zlib.crc32(repr((self.source, self.op, self.magnitude, self.centre)).encode("utf-8"))
+    def provenance_checksum(self, size: int) -> int:
+        """CRC-32 of the rest of the row: height and width (both `size`), source, ops, magnitudes, centres."""
+        words = "\0".join((self.source, *self.op)).encode("utf-8", "surrogatepass")
+        numbers = struct.pack(f"<ii{len(self.magnitude)}f", size, size, *self.magnitude)
+        return zlib.crc32(struct.pack(f"<{len(self.centre)}f", *self.centre), zlib.crc32(numbers, zlib.crc32(words)))
 
 
 def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
@@ -116,9 +130,13 @@ def _features(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int) -> None:
-    """Write a shard; it exists whole or not at all."""
-    columns = [
+def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int) -> str:
+    """Write a shard; it exists whole or not at all.
+
+    Returns:
+        SHA-256 of the file, hexadecimal.
+    """
+    columns: list[Sequence[Any]] = [
         [row.sample_id for row in rows],
         [row.copy for row in rows],
         [row.image for row in rows],
@@ -130,12 +148,56 @@ def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: 
         [row.magnitude for row in rows],
         [row.centre for row in rows],
         [row.checksum() for row in rows],
-        [row.provenance_checksum() for row in rows],
+        [row.provenance_checksum(size) for row in rows],
     ]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, table_schema, strict=True)]
+    arrays = [_array(values, field.type) for values, field in zip(columns, table_schema, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=table_schema)
-    with replacing(path) as file, pa.ipc.new_file(file, table_schema) as writer:
-        writer.write_batch(batch)
+    with replacing(path) as file:
+        hashing = _Hashing(file)
+        with pa.ipc.new_file(pa.PythonFile(hashing, "w"), table_schema) as writer:
+            writer.write_batch(batch)
+    return hashing.digest.hexdigest()
+
+
+class _Hashing:
+    """A file to write to, one byte after the other, that knows the checksum of what was written."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest = file, sha256()
+
+    def write(self, data: Buffer) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        """The file is closed by whoever opened it."""
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column from its values. Not through pyarrow's own conversion, which imports pandas where it is installed."""
+    if pa.types.is_list(kind):
+        child = _array([item for value in values for item in value], kind.value_type)
+        return pa.Array.from_buffers(kind, len(values), [None, _offsets(values)], children=[child])
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(b"".join(values))])
+    if pa.types.is_binary(kind) or pa.types.is_string(kind):
+        parts = [value.encode("utf-8") if isinstance(value, str) else value for value in values]
+        return pa.Array.from_buffers(kind, len(values), [None, _offsets(parts), pa.py_buffer(b"".join(parts))])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+
+
+def _offsets(values: Sequence[Any]) -> pa.Buffer:
+    """Where each value starts among the values laid end to end, and where the last one ends."""
+    ends = np.cumsum([0, *(len(value) for value in values)])
+    return pa.py_buffer(ends.astype(np.int32))
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -144,7 +206,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         with pa.memory_map(str(path)) as file:
             found = pa.ipc.open_file(file).schema.metadata or {}
         value = json.loads(found[METADATA_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+    except UNREADABLE:
         return None
     return value if isinstance(value, dict) else None
 
@@ -158,25 +220,29 @@ class Shard:
         size: Side of the images in px.
 
     Raises:
-        UsageError: The file is missing or no shard.
+        UsageError: The file is missing or no shard, or too damaged to say what its rows are.
     """
 
     def __init__(self, path: Path, encoding: Encoding, size: int) -> None:
         self.path, self._encoding, self._size = path, encoding, size
         try:
-            self._batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._schema, self._batch = reader.schema, reader.get_batch(0)
             images = self._batch.column("image")
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise UsageError(f"{path} is missing or no shard of a cache ({error}); build the cache again") from error
-        self.rows: int = self._batch.num_rows
-        self._ids, self._copies = self.column("sample_id"), self.column("copy")
-        self._labels, self._checksums = self.column("label"), self.column("checksum")
-        self._provenance = self.column("provenance_checksum")
-        if images.type != _image_type(encoding, size):
-            raise UsageError(
-                f"{path} holds no {encoding} images of {size} px as the manifest says; build the cache again"
-            )
-        if encoding == "jpeg":
+            if images.type != _image_type(encoding, size):
+                raise ValueError(f"it holds no {encoding} images of {size} px as the manifest says")
+            self.rows: int = self._batch.num_rows
+            self._ids, self._copies = self.column("sample_id"), self.column("copy")
+            self._labels, self._checksums = self.column("label"), self.column("checksum")
+            self._provenance = self.column("provenance_checksum")
+            self._sides = np.stack((self.column("height"), self.column("width")), axis=1)
+            self._place_images(images)
+        except UNREADABLE as error:
+            raise UsageError(f"{path} is missing or no shard of a cache ({error}); {CURE}") from error
+
+    def _place_images(self, images: pa.Array) -> None:
+        size = self._size
+        if self._encoding == "jpeg":
             _, offsets, data = images.buffers()
             self._offsets = np.frombuffer(offsets, np.int32)[: self.rows + 1].astype(np.int64)
             self._pixels = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
@@ -186,8 +252,8 @@ class Shard:
 
     def column(self, name: str) -> NDArray[Any]:
         """A numeric column as a numpy array, without a copy."""
-        result: NDArray[Any] = self._batch.column(name).to_numpy()
-        return result
+        # Not pyarrow's own to_numpy: it imports pandas, which takes longer than to open a cache.
+        return np.frombuffer(self._batch.column(name).buffers()[1], DTYPES[name], self.rows)
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """The image of a row, a read-only view: uint8 [bytes] for JPEG, uint8 [size, size, 3] for raw."""
@@ -197,18 +263,39 @@ class Shard:
         return result
 
     def row(self, row: int) -> Row:
-        """A row as it was written."""
-        values = self._batch.slice(row, 1).to_pylist()[0]
-        return Row(
-            sample_id=values["sample_id"],
-            copy=values["copy"],
-            image=values["image"],
-            label=values["label"],
-            source=values["source"],
-            op=tuple(values["op"]),
-            magnitude=tuple(values["magnitude"]),
-            centre=tuple(values["centre"]),
-        )
+        """A row as it was written.
+
+        Raises:
+            CorruptSampleError: It is too damaged to be read; names shard and row.
+        """
+        try:
+            (source,) = self._texts("source", [row])
+            ops = self._texts_of_list("op", row)
+            magnitude, centre = self._floats("magnitude", row), self._floats("centre", row)
+        except UNREADABLE as error:
+            raise self._damaged(row) from error
+        numbers = (int(self._ids[row]), int(self._copies[row]))
+        return Row(*numbers, self.image(row).tobytes(), int(self._labels[row]), source, ops, magnitude, centre)
+
+    # What follows reads Arrow's buffers itself, because pyarrow trusts the offsets of a file, and a damaged one would
+    # make it read anywhere. A range that leaves its buffer is an IndexError here.
+
+    def _texts(self, name: str, rows: Sequence[int]) -> list[str]:
+        return _slices(self._batch.column(name), rows)
+
+    def _texts_of_list(self, name: str, row: int) -> tuple[str, ...]:
+        column = self._batch.column(name)
+        start, stop = _range(column, row)
+        return tuple(_slices(column.values, range(start, stop)))
+
+    def _floats(self, name: str, row: int) -> tuple[float, ...]:
+        column = self._batch.column(name)
+        start, stop = _range(column, row)
+        values = column.values
+        if stop > len(values):
+            raise IndexError
+        found = np.frombuffer(values.buffers()[1], np.float32)[start:stop] if stop > start else np.empty(0)
+        return tuple(found.tolist())
 
     def check(self, row: int) -> None:
         """Hold image, label and ids of a row against their checksum.
@@ -218,17 +305,55 @@ class Shard:
         """
         numbers = (int(self._ids[row]), int(self._copies[row]), int(self._labels[row]))
         if pixel_checksum(self.image(row), *numbers) != int(self._checksums[row]):
-            raise CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; build the cache again")
+            raise self._damaged(row)
 
     def check_provenance(self, row: int) -> None:
-        """Hold source, ops, magnitudes and centres of a row against their checksum.
+        """Hold source, ops, magnitudes, centres and size of a row against their checksum.
 
         Raises:
             CorruptSampleError: They differ; names shard and row.
         """
+        right_size = self._sides[row].tolist() == [self._size, self._size]
+        if not right_size or self.row(row).provenance_checksum(self._size) != int(self._provenance[row]):
+            raise self._damaged(row)
+
+    def damage(self) -> list[int]:
+        """Rows that are not as they were written."""
+        return [row for row in range(self.rows) if not self._is_whole(row)]
+
+    def _is_whole(self, row: int) -> bool:
         try:
-            whole = self.row(row).provenance_checksum() == int(self._provenance[row])
-        except (UnicodeDecodeError, pa.ArrowInvalid):
-            whole = False
-        if not whole:
-            raise CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; build the cache again")
+            self.check(row)
+            self.check_provenance(row)
+        except CorruptSampleError:
+            return False
+        return True
+
+    def has_schema(self, wanted: pa.Schema) -> bool:
+        """Whether columns and metadata are these."""
+        return bool(self._schema.equals(wanted, check_metadata=True))
+
+    def _damaged(self, row: int) -> CorruptSampleError:
+        return CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; {CURE}")
+
+
+def _range(column: pa.Array, row: int) -> tuple[int, int]:
+    """Where a row of a string or list column starts and ends among the column's values."""
+    if not 0 <= row < len(column):
+        raise IndexError
+    start, stop = np.frombuffer(column.buffers()[1], np.int32, 2, 4 * row).tolist()
+    if not 0 <= start <= stop:
+        raise IndexError
+    return start, stop
+
+
+def _slices(column: pa.Array, rows: Sequence[int]) -> list[str]:
+    """Some texts of a string column."""
+    texts = []
+    for row in rows:
+        start, stop = _range(column, row)
+        data = column.buffers()[2]
+        if stop > (data.size if data is not None else 0):
+            raise IndexError
+        texts.append(bytes(memoryview(data)[start:stop]).decode("utf-8", "surrogatepass") if data is not None else "")
+    return texts

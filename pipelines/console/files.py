@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         path: The file; folders that lead to it are made. A failure leaves what was there as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # On a file system that several machines share, a process number alone may be somebody else's too.
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with aside.open("wb") as file:
             yield file

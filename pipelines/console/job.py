@@ -4,8 +4,10 @@ import dataclasses
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +21,14 @@ from pipelines.errors import ProblemFoundError, TacopressError
 
 Config = TypeVar("Config")
 
-STATUS = "\n\nExit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted."
+STATUS = "\n\nExit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted, 143 terminated."
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells expect."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit status after Ctrl-C and SIGTERM: 128 + the signal, as shells expect."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM, on its way up through everything that has to be tidied."""
 
 
 def make_parser(config_class: type, *, name: str, summary: str, example: str, report: str = "") -> ArgumentParser:
@@ -63,8 +69,10 @@ def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str
     Returns:
         The config and whether `--json` was given.
     """
-    namespace = parser.instantiate(parser.parse_args([_underscored(word) for word in argv]))
-    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    names = {field.name: field.type for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    switches = {name for name, kind in names.items() if kind in (bool, "bool")}
+    words = _switched([_underscored(word) for word in argv], switches)
+    namespace = parser.instantiate(parser.parse_args(words))
     return config_class(**{key: value for key, value in vars(namespace).items() if key in names}), namespace.json
 
 
@@ -86,6 +94,15 @@ def _underscored(word: str) -> str:
     return "--" + name.replace("-", "_") + equals + value
 
 
+def _switched(words: Sequence[str], switches: set[str]) -> list[str]:
+    """`--force` alone means `--force=true`, for options that are true or false."""
+    result = []
+    for index, word in enumerate(words):
+        alone = index + 1 == len(words) or words[index + 1].startswith("-")
+        result.append(f"{word}=true" if word.removeprefix("--") in switches and alone else word)
+    return result
+
+
 def run_job(
     config_class: type[Config],
     body: Callable[[Config], dict[str, Any]],
@@ -98,8 +115,8 @@ def run_job(
 ) -> NoReturn:
     """Parse the options, run the body, print its report, and exit with the status every job shares.
 
-    Exit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted. (`accelerate launch` itself ends with 1
-    whatever its processes ended with.)
+    Exit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted, 143 terminated. (`accelerate launch`
+    itself ends with 1 whatever its processes ended with.)
 
     Args:
         config_class: The options of the job.
@@ -113,6 +130,8 @@ def run_job(
     """
     parser = make_parser(config_class, name=name, summary=summary, example=example, report=_report_text(body))
     as_json = False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         config, as_json = parse(parser, config_class, sys.argv[1:] if argv is None else argv)
         report = body(config)
@@ -124,9 +143,11 @@ def run_job(
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         say(f"{name}{rank}: {error}")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted; nothing half-written was left in place of a finished file")
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        terminated = isinstance(stop, _Terminated)
+        how = "terminated" if terminated else "interrupted"
+        say(f"{name}: {how}; nothing half-written was left in place of a finished file")
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -134,6 +155,10 @@ def run_job(
         say(f"{name}: {_os_error_text(error)}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def _os_error_text(error: OSError) -> str:

@@ -1,6 +1,6 @@
 """What an engine takes, gives and promises."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,10 @@ from pipelines.plan import Plan
 
 Image = NDArray[np.uint8]
 """uint8 [bytes]: an encoded file; uint8 [height, width, 3]: raw RGB pixels."""
+
+
+Finish = Callable[[NDArray[np.uint8]], Any]
+"""One version of one sample, uint8 [size, size, 3] → whatever is made of it. Must not keep the pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,21 @@ class Job:
     """One batch of work.
 
     Attributes:
-        images: n images.
+        images: n images; may read each one only when it is asked for, in the engine's threads, and raise
+            CorruptSampleError.
         plan: What happens to them; n samples, any number of rounds.
         checked: The images are known to be whole (a cache checked them when it was written), so that an engine that
             cannot report a damaged file need not look for one first.
         tag: Whatever the caller wants back beside the pixels.
+        finish: Called in the engine's threads for every version of every sample that could be decoded; its results come
+            back instead of the pixels. So encoding finds them in the processor's cache, and never holds up rendering.
     """
 
     images: Sequence[Image]
     plan: Plan
     checked: bool = False
     tag: Any = None
+    finish: Finish | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,18 @@ class Rendered:
     """The pixels of a job.
 
     Attributes:
-        pixels: uint8 [rounds, n, size, size, 3] on the engine's device; grey where a sample has an error.
+        pixels: uint8 [rounds, n, size, size, 3] on the engine's device; grey where a sample has an error. Empty if the
+            job has a `finish`.
         errors: Position of each sample that could not be decoded → reason.
         tag: The job's tag.
+        products: For each sample what `finish` returned for each version, None where a sample has an error; empty
+            without `finish`.
     """
 
     pixels: torch.Tensor
     errors: dict[int, str] = field(default_factory=dict)
     tag: Any = None
+    products: Sequence[list[Any] | None] = ()
 
 
 class Engine(Protocol):

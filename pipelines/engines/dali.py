@@ -5,9 +5,10 @@ that nobody has checked yet are checked first, in threads.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -15,7 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.augmentations import FILL, GEOMETRIC, OPS, affine, cutout_box, posterize_mask, sharpness_kernel
+from pipelines.augmentations import (
+    FILL,
+    GEOMETRIC,
+    OPS,
+    affine,
+    color_matrix,
+    cutout_box,
+    posterize_mask,
+    sharpness_kernel,
+)
 from pipelines.console.cores import usable_cores
 from pipelines.decode import decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec
@@ -26,6 +36,8 @@ from pipelines.fit import WHOLE, place
 from pipelines.plan import Plan
 
 BATCHES_AHEAD = 2
+FINISH_CHUNK = 16
+"""Samples that one task of the thread pool finishes: enough to hide the cost of handing it over."""
 
 
 class DaliEngine:
@@ -53,6 +65,34 @@ class DaliEngine:
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
         """Render jobs in order, `BATCHES_AHEAD` of them inside DALI. Several streams may be under way at once."""
+        finishing: deque[_Finishing] = deque()
+        with closing(self._rendered(jobs)) as results:
+            try:
+                for job, rendered in results:
+                    finishing.append(self._finish(job, rendered))
+                    if not job.finish or len(finishing) > BATCHES_AHEAD:
+                        yield finishing.popleft().result()
+                while finishing:
+                    yield finishing.popleft().result()
+            finally:
+                for left in finishing:
+                    left.cancel()
+
+    def _finish(self, job: Job, rendered: Rendered) -> "_Finishing":
+        """Hand rendered samples to the job's `finish`, in threads, while DALI renders the next batches."""
+        finish = job.finish
+        if finish is None:
+            return _Finishing(rendered, [])
+        pixels = rendered.pixels.cpu().numpy()
+
+        def run(start: int) -> list[list[Any] | None]:
+            part = range(start, min(start + FINISH_CHUNK, pixels.shape[1]))
+            return [None if index in rendered.errors else [finish(each) for each in pixels[:, index]] for index in part]
+
+        futures = [self._pool.submit(run, start) for start in range(0, pixels.shape[1], FINISH_CHUNK)]
+        return _Finishing(replace(rendered, pixels=rendered.pixels[:, :0]), futures)
+
+    def _rendered(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Rendered], None, None]:
         waiting: deque[_Fed] = deque()
         leased: dict[GraphShape, _Graph] = {}
         try:
@@ -119,16 +159,33 @@ class DaliEngine:
 
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
-        results = [(image, None) for image in job.images] if job.checked else list(self._pool.map(_check, job.images))
+        if job.checked:
+            return list(job.images), {}
+        results = list(self._pool.map(lambda index: _check(job.images, index), range(len(job.images))))
         errors = {index: reason for index, (_, reason) in enumerate(results) if reason is not None}
         return [image for image, _ in results], errors
 
-    def _collect(self, fed: "_Fed") -> Rendered:
+    def _collect(self, fed: "_Fed") -> tuple[Job, Rendered]:
         assert fed.graph is not None
         pixels = fed.graph.collect(fed.job.plan.rounds, len(fed.images))
         for index in fed.errors:
             pixels[:, index] = FILL
-        return Rendered(pixels, fed.errors, fed.job.tag)
+        return fed.job, Rendered(pixels, fed.errors, fed.job.tag)
+
+
+@dataclass
+class _Finishing:
+    """A rendered job whose samples are with `finish`."""
+
+    rendered: Rendered
+    futures: list[Future[list[list[Any] | None]]]
+
+    def result(self) -> Rendered:
+        return replace(self.rendered, products=[product for future in self.futures for product in future.result()])
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
 
 
 class _Graph:
@@ -212,11 +269,12 @@ def _cropped(plan: Plan) -> bool:
     return bool((plan.box != np.array(WHOLE, np.float32)).any())
 
 
-def _check(image: Image) -> tuple[Image, str | None]:
+def _check(images: Sequence[Image], index: int) -> tuple[Image, str | None]:
     """Decode strictly, at an eighth of the size, only to see whether the file is whole."""
-    if image.ndim == 3:
-        return image, None
     try:
+        image = images[index]
+        if image.ndim == 3:
+            return image, None
         header = read_header(image)
         if header.turbo and header.orientation == 1:
             decode(image, header=header, min_height=1, min_width=1)
@@ -267,6 +325,8 @@ def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDA
             value[index] = posterize_mask(strength)
         elif name == "Sharpness":
             kernel[index] = sharpness_kernel(strength)
+        elif name == "Color":
+            kernel[index] = color_matrix(strength)
         elif name == "Cutout":
             x, y = plan.centre[number, index, slot].tolist()
             left, top, width, height = cutout_box(strength, (x, y), size)

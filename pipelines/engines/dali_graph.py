@@ -45,9 +45,10 @@ BRANCH_OF_OP = {
     "Solarize": "solarize",
     "Posterize": "posterize",
     "Sharpness": "sharpness",
+    "Color": "color",
     **dict.fromkeys(GEOMETRIC, "affine"),
 }
-"""Method of `Ops` that carries out each op; the five affine maps share one."""
+"""Method of `Ops` that carries out each op; the affine maps share one."""
 
 BRANCHES = tuple(dict.fromkeys(BRANCH_OF_OP.values()))
 BRANCH_OF_CODE = np.array([BRANCHES.index(BRANCH_OF_OP[op.name]) for op in OPS], np.int32)
@@ -122,8 +123,12 @@ class Ops:
         """A 3 x 3 filter."""
         return self.dali.filter(image, self._near(kernel), border="reflect_101")
 
+    def color(self, image: Node, *, kernel: Node, **_: Node) -> Node:
+        """Each pixel's distance to its own luma times the factor; `fn.saturation` would take other weights."""
+        return self.fn.coord_transform(image, M=kernel, dtype=self.types.UINT8)
+
     def affine(self, image: Node, *, matrix: Node, **_: Node) -> Node:
-        """Rotate, translate or shear, bilinear, grey outside."""
+        """Rotate, mirror, zoom, translate or shear, bilinear, grey outside."""
         return self.fn.warp_affine(
             image, matrix=matrix, fill_value=float(FILL), interp_type=self.types.INTERP_LINEAR, inverse_map=True
         )
@@ -165,8 +170,8 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
 
 SLOT_NDIM = {"value": 0, "matrix": 2, "kernel": 2, "anchor": 1, "shape": 1}
 """Per-sample inputs of one op, float32 on the CPU, with their number of dimensions: value [] (its meaning depends on
-the op), matrix [2, 3] (output → input), kernel [3, 3] (Sharpness), anchor [2] and shape [2] (Cutout: top, left; height,
-width; px)."""
+the op), matrix [2, 3] (output → input), kernel [3, 3] (Sharpness: of the filter; Color: of the channels), anchor [2]
+and shape [2] (Cutout: top, left; height, width; px)."""
 
 
 def _input(dali: Dali, name: str, ndim: int) -> Node:

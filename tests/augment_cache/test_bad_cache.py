@@ -83,7 +83,7 @@ def test_building_over_a_damaged_manifest(photos, cache, own_cache, build_cache,
     edit(own_cache, MANIFEST_CHANGES[kind][0])
     with pytest.raises(UsageError):
         build_cache(photos, own_cache)
-    build_cache(photos, own_cache, overwrite=True)
+    build_cache(photos, own_cache, force=True)
     assert hashes(own_cache) == hashes(cache)
 
 

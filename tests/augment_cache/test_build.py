@@ -237,7 +237,7 @@ def test_an_added_and_a_removed_file_touch_one_shard(cut_photos, build_cache, ha
 
 def test_other_options_are_refused_in_the_same_folder(photos, own_cache, build_cache, hashes):
     before = hashes(own_cache)
-    with pytest.raises(UsageError, match=r"seed 0 there, 1 asked for.*--overwrite true"):
+    with pytest.raises(UsageError, match=r"seed 0 there, 1 asked for.*--force"):
         build_cache(photos, own_cache, seed=1)
     with pytest.raises(UsageError, match="another policy"):
         build_cache(photos, own_cache, policy=str(_one_op(own_cache.parent)))
@@ -250,8 +250,8 @@ def _one_op(folder):
     return path
 
 
-def test_overwrite_replaces(photos, own_cache, build_cache, hashes, tmp_path):
-    build_cache(photos, own_cache, seed=1, shard_mib=0.02, overwrite=True)
+def test_force_replaces(photos, own_cache, build_cache, hashes, tmp_path):
+    build_cache(photos, own_cache, seed=1, shard_mib=0.02, force=True)
     build_cache(photos, tmp_path / "fresh", seed=1, shard_mib=0.02)
     assert hashes(own_cache) == hashes(tmp_path / "fresh")
 
@@ -263,7 +263,7 @@ def test_a_folder_of_something_else_is_refused(photos, build_cache, hashes, tmp_
     before = hashes(out)
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"'train'.*no part of a cache"):
-            build_cache(photos, out, overwrite=overwrite)
+            build_cache(photos, out, force=force)
     with pytest.raises(UsageError, match="is a file"):
         build_cache(photos, out / "train" / "notes.txt")
     assert hashes(out) == before
@@ -277,14 +277,14 @@ def test_the_manifest_of_something_else_is_refused(photos, build_cache, hashes, 
     before = hashes(out)
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"manifest\.json"):
-            build_cache(photos, out, overwrite=overwrite)
+            build_cache(photos, out, force=force)
         assert hashes(out) == before
 
 
 def test_building_into_the_sources_is_refused(cut_photos, build_cache, hashes):
     before = hashes(cut_photos)
     with pytest.raises(UsageError, match="no part of a cache"):
-        build_cache(cut_photos, cut_photos, overwrite=True)
+        build_cache(cut_photos, cut_photos, force=True)
     assert hashes(cut_photos) == before
 
 
@@ -324,7 +324,7 @@ def test_an_interrupted_rebuild_is_no_cache(photos, own_cache, build_cache, monk
 
     monkeypatch.setattr("augment_cache.building.worker.write_shard", stop)
     with pytest.raises(KeyboardInterrupt):
-        build_cache(photos, own_cache, seed=1, overwrite=True)
+        build_cache(photos, own_cache, seed=1, force=True)
     with pytest.raises(UsageError, match="is no cache"):
         CacheSource(own_cache, "train")
 
@@ -345,13 +345,13 @@ def test_shards_of_another_count_are_removed(photos, cache, build_cache, hashes,
     out = tmp_path / "cache"
     build_cache(photos, out, shard_mib=0.003)
     many = len(shards(out))
-    build_cache(photos, out, overwrite=True)
+    build_cache(photos, out, force=True)
     assert many > len(shards(out))
     assert hashes(out) == hashes(cache)
 
 
 def test_splits_of_another_build_are_removed(photos, own_cache, build_cache):
-    build_cache(photos, own_cache, val=0.0, test=0.0, overwrite=True)
+    build_cache(photos, own_cache, val=0.0, test=0.0, force=True)
     assert sorted(entry.name for entry in own_cache.iterdir()) == ["manifest.json", "rejected.csv", "train"]
     assert read_manifest(own_cache).splits["train"].samples == 40
 
@@ -413,7 +413,7 @@ def test_a_wrong_engine_does_not_touch_a_good_cache(own_cache, own_photos, monke
 
     monkeypatch.setattr("pipelines.engines.choose.require_dali", none)
     with pytest.raises(UsageError, match="not installed"):
-        build_cache(own_photos, own_cache, engine="dali", overwrite=True)
+        build_cache(own_photos, own_cache, engine="dali", force=True)
     assert hashes(own_cache) == before
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipelines.augmentations import CODES, FILL, OPS, Policy, full_range
+from pipelines.augmentations import CODES, FILL, LUMA, OPS, Policy, full_range, value_text
 from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.choose import make_engine
 from pipelines.engines.cpu import CpuEngine, apply_op
@@ -22,7 +22,7 @@ needs_dali = [
     pytest.mark.dali,
     pytest.mark.skipif(dali_version() is None, reason="DALI is not installed: no engine to hold against"),
 ]
-ALL_OPS = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
+ALL_OPS = Policy.repeated("all", tuple(full_range(op.name) for op in OPS[1:]), turns=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,19 @@ class TestEachOp:
         plan = one_op(op.name, [op.high] * 4, 4)
         ours, theirs = (render(engine, images, plan).astype(int) for engine in (cpu, dali))
         assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [SIZE, 49, 81, 224])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("dali", marks=needs_dali)])
+def test_quarter_turns_and_mirroring_move_pixels_and_change_none(name, size):
+    picture = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    engine = make_engine(name, RenderSpec(size), device="cpu")
+    turned = render(engine, [picture] * 4, one_op("Rotate90", [0, 1, 2, 3], 4))[0]
+    mirrored = render(engine, [picture], one_op("FlipX", [0], 1))[0, 0]
+    engine.close()
+    for turns in range(4):
+        assert np.array_equal(turned[turns], np.rot90(picture, turns))
+    assert np.array_equal(mirrored, picture[:, ::-1])
 
 
 class TestBothEngines:
@@ -174,6 +187,44 @@ def test_inputs_are_never_written_to():
     assert np.array_equal(image, before)
 
 
+def zoomed(picture, scale):
+    """Zoom, pixel by pixel in float64: bilinear between pixel centres, grey outside."""
+    size = picture.shape[0]
+    padded = np.full((size + 2, size + 2, 3), float(FILL))
+    padded[1:-1, 1:-1] = picture
+    result = np.full(picture.shape, float(FILL))
+    for row, column in np.ndindex(size, size):
+        y, x = ((place + 0.5 - size / 2) / scale + size / 2 - 0.5 for place in (row, column))
+        if not (-1 < y < size and -1 < x < size):
+            continue
+        top, left = int(np.floor(y)), int(np.floor(x))
+        down, right = y - top, x - left
+        corners = padded[top + 1 : top + 3, left + 1 : left + 3]
+        weights = np.outer([1 - down, down], [1 - right, right])
+        result[row, column] = (corners * weights[:, :, None]).sum(axis=(0, 1))
+    return np.rint(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("Color", -0.9, "times 0.10"),
+        ("Zoom", 0.1, "times 1.10"),
+        ("Rotate90", 1.0, "+90°"),
+        ("Rotate90", 3.0, "+270°"),
+        ("FlipX", 0.0, ""),
+        ("Rotate", -3.0, "-3.0°"),
+        ("Cutout", 0.5, "50%"),
+        ("TranslateX", 0.5, "+50%"),
+        ("Solarize", 12.0, "from level 12"),
+        ("Posterize", 4.0, "4 bits"),
+        ("ShearX", 0.1, "+0.10"),
+    ],
+)
+def test_values_in_words(name, value, words):
+    assert value_text(OPS[CODES[name]], value) == words
+
+
 class TestDirections:
     """Every op does what its name says, in both directions."""
 
@@ -233,6 +284,40 @@ class TestDirections:
 
         assert edges(apply_op(picture, "Sharpness", 0.9)) > edges(picture) * 1.1
         assert edges(apply_op(picture, "Sharpness", -0.9)) < edges(picture) * 0.95
+
+    @pytest.mark.parametrize("value", np.linspace(-0.9, 0.9, 13).round(2).tolist())
+    def test_color_is_the_distance_to_the_luma(self, value):
+        picture = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        exact = picture.astype(np.float64)
+        luma = (exact @ np.array(LUMA))[:, :, None]
+        expected = np.clip(np.rint(luma + (1 + value) * (exact - luma)), 0, 255)
+        assert np.abs(apply_op(picture, "Color", value) - expected).max() <= 1
+
+    def test_color_leaves_greys_alone_and_takes_and_gives_colour(self):
+        grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+        for value in (-0.9, -0.3, 0.4, 0.9):
+            assert np.array_equal(apply_op(grey, "Color", value), grey)
+        picture = textured(SIZE, SIZE, 4)
+        assert np.array_equal(apply_op(picture, "Color", 0.0), picture)
+
+        def colourfulness(pixels):
+            return np.ptp(pixels.astype(int), axis=2).mean()
+
+        assert colourfulness(apply_op(picture, "Color", 0.9)) > colourfulness(picture) * 1.2
+        assert colourfulness(apply_op(picture, "Color", -0.9)) < colourfulness(picture) * 0.2
+
+    @pytest.mark.parametrize("value", [-0.5, -0.1, 0.0, 0.1, 0.37, 0.5])
+    def test_zoom_about_the_centre(self, value):
+        picture = textured(17, 17, 9)
+        expected = zoomed(picture, 1 + value)
+        assert np.abs(apply_op(picture, "Zoom", value) - expected).max() <= 1
+
+    def test_zoom_in_and_out(self):
+        square = np.zeros((SIZE, SIZE, 3), np.uint8)
+        square[16:32, 16:32] = 255
+        widths = [(apply_op(square, "Zoom", value)[SIZE // 2, :, 0] > 150).sum() for value in (-0.5, 0.0, 0.5)]
+        assert widths == [8, 16, 24]
+        assert (apply_op(square, "Zoom", -0.5)[:11] == FILL).all(), "grey outside"
 
     def test_cutout_paints_a_grey_square(self):
         after = apply_op(np.zeros((SIZE, SIZE, 3), np.uint8), "Cutout", 0.5, (0.5, 0.5))

@@ -19,7 +19,7 @@ from pipelines.sources import open_folder
 SIZE = 24
 COUNT = 23
 VIEW = View(flip=True, min_area=0.3)
-POLICY = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
+POLICY = Policy.repeated("all", tuple(full_range(op.name) for op in OPS[1:]), turns=2)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,7 +12,7 @@ from pipelines.augmentations import CODES, OPS, Choice, Policy, full_range
 from pipelines.plan import PLAIN_VIEW, Stage, View, draw, nothing
 from tests.pipelines.golden_plan import GOLDEN, golden_values
 
-ALL_OPS = Policy("all", tuple(full_range(op.name) for op in OPS[1:]), slots=2)
+ALL_OPS = Policy.repeated("all", tuple(full_range(op.name) for op in OPS[1:]), turns=2)
 VIEW = View(flip=True, min_area=0.4)
 IDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20, unique=True)
 
@@ -84,10 +84,49 @@ def test_values_stay_in_their_ranges_and_use_them(seed):
 
 
 def test_probability_leaves_the_rest_alone():
-    policy = Policy("half", (Choice("Invert", 0, 0, probability=0.25),))
+    policy = Policy("quarter", ((Choice("Invert", 0, 0, probability=0.25),),))
     plan = draw(policy, np.arange(4000, dtype=np.uint64), seed=0, stage=Stage.LOAD, rounds=(0,))
     assert 0.22 < (plan.op == CODES["Invert"]).mean() < 0.28
     assert ((plan.op == 0) | (plan.op == CODES["Invert"])).all()
+
+
+def test_each_turn_has_its_own_choices():
+    """A turn draws what it would draw in any other policy, so turns never get in each other's way."""
+    levels = (full_range("Invert"), full_range("Brightness", 0.5))
+    moves = (full_range("FlipX", 0.3),)
+    ids = np.arange(20_000, dtype=np.uint64)
+    options = {"seed": 3, "stage": Stage.BUILD, "rounds": (1,)}
+    plan = draw(Policy("two", (levels, moves)), ids, **options)
+    first = draw(Policy("one", (levels,)), ids, **options)
+    assert np.array_equal(plan.op[:, :, :1], first.op)
+    assert np.array_equal(plan.value[:, :, :1], first.value)
+    shares = {name: (plan.op[0] == CODES[name]).mean(axis=0).round(2).tolist() for name in CODES}
+    assert {name: share for name, share in shares.items() if any(share)} == {
+        "Identity": [0.25, 0.7],
+        "Invert": [0.5, 0.0],
+        "Brightness": [0.25, 0.0],
+        "FlipX": [0.0, 0.3],
+    }
+    both = (plan.op[0] == [CODES["Invert"], CODES["FlipX"]]).all(axis=1).mean()
+    assert abs(both - 0.15) < 0.01, "turns are independent"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (3, 0), (1, 2), (2, 2), (0.6, 2.4)])
+def test_quarter_turns_come_evenly(low, high):
+    policy = Policy("p", ((Choice("Rotate90", low, high),),))
+    plan = draw(policy, np.arange(20_000, dtype=np.uint64), seed=1, stage=Stage.LOAD, rounds=(0,))
+    values, counts = np.unique(plan.value, return_counts=True)
+    assert values.tolist() == list(range(round(min(low, high)), round(max(low, high)) + 1))
+    assert np.abs(counts / 20_000 - 1 / len(values)).max() < 0.015
+    assert not np.signbit(plan.value).any()
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"), [((), "1 to 16, got 0"), (((full_range("Invert"),),) * 17, "got 17"), (((),), "offers no op")]
+)
+def test_policies_that_make_no_sense(turns, words):
+    with pytest.raises(ValueError, match=words):
+        Policy("p", turns)
 
 
 @given(st.floats(0.05, 1.0), st.floats(1.0, 3.0), st.integers(0, 2**32))

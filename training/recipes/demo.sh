@@ -20,7 +20,7 @@ if [ -f "$DATA/annotations.json" ]; then
   say "$BIN/python" -m augment_cache.crop --data "$DATA" --out "$crops" --overwrite true
 fi
 # A little larger than what the recipes train at, so that random crops are not enlarged.
-say "$BIN/python" -m augment_cache.build --data "$crops" --out "$OUT/cache" --size 80 --overwrite true
+say "$BIN/python" -m augment_cache.build --data "$crops" --out "$OUT/cache" --size 80 --force
 say "$BIN/python" -m augment_cache.preview --cache "$OUT/cache" --out "$OUT/copies.png"
 say "$BIN/accelerate" launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   -m training.train --config "$recipes/$RECIPE.yaml" --data.path "$OUT/cache" --out "$OUT/run" --overwrite true

@@ -1,0 +1,130 @@
+"""One builder at a time: locks that the operating system drops when their process dies, however it dies."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines.console.output import say
+from pipelines.errors import UsageError
+
+LOCK_NAME = ".lock"
+"""Held for as long as a build runs: shared by the parts of one build, exclusive otherwise."""
+TURN_NAME = ".turn"
+"""Held for moments, by whoever decides what the manifest says."""
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""What file systems answer that cannot lock: some mounts of Lustre and NFS."""
+
+
+@contextmanager
+def building(out: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Hold the folder of a cache while it is being built; makes the folder.
+
+    Args:
+        out: The folder.
+        part: (index, number of parts) of a build that is done in parts; parts work side by side, but each only once.
+
+    Raises:
+        UsageError: Somebody else is building there; says who.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with _held(out / LOCK_NAME, fcntl.LOCK_SH if part else fcntl.LOCK_EX, out) as whole:
+            try:
+                if part is None:
+                    yield
+                else:
+                    with _part_held(out, part):
+                        yield
+            finally:
+                _leave(out, whole)
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # if nothing came of it
+
+
+@contextmanager
+def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    path = out / f"{LOCK_NAME}-{part[0]:05d}-of-{part[1]:05d}"
+    with _held(path, fcntl.LOCK_EX, out):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _leave(out: Path, lock: int) -> None:
+    """The last one out removes locks and what killed builds were writing; who opens a lock now notices that it goes."""
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for pattern in (f"{LOCK_NAME}-*", ".*.partial-*", "*/.*.partial-*", TURN_NAME, LOCK_NAME):
+            for path in out.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def turn(out: Path) -> Iterator[None]:
+    """Wait for, and hold, the right to change which shards there are and what the manifest says."""
+    with _held(out / TURN_NAME, fcntl.LOCK_EX, out, wait=True):
+        yield
+
+
+@contextmanager
+def _held(path: Path, kind: int, out: Path, *, wait: bool = False) -> Iterator[int]:
+    """An open, locked file; its descriptor is not inherited by other programs."""
+    descriptor = _locked(path, kind, out, wait=wait)
+    try:
+        if not wait:
+            _sign(descriptor)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, kind: int, out: Path, *, wait: bool) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = _signature(descriptor)
+            os.close(descriptor)
+            raise UsageError(
+                f"{out} is being built by {who}; wait until it has finished, or stop it: what is finished is kept"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+            say(f"the file system of {out} has no locks: nothing keeps a second build out of the folder")
+            return descriptor
+        if _is_current(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its owner removed it between our opening and locking it
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    words = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with suppress(OSError):  # a full disk is somebody else's news
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(words).encode(), 0)
+
+
+def _signature(descriptor: int) -> str:
+    try:
+        words = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {words['pid']} on {words['host']}, since {words['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
