@@ -262,10 +262,11 @@ def make_workers(config: BuildConfig, tasks: list[ShardTask]) -> Workers:
     """Who builds: several processes where there is enough to do to make up for starting them."""
     threads = config.threads or usable_cores()
     device = resolve_device(config.device)
-    several = device == "cpu" and sum(len(task.files) for task in tasks) > SOURCES_WORTH_A_PROCESS * threads
+    engine = resolve_engine(config.engine, device)
+    several = engine == "cpu" and sum(len(task.files) for task in tasks) > SOURCES_WORTH_A_PROCESS * threads
     return Workers(
-        engine=config.engine,
-        device=config.device,
+        engine=engine,
+        device=device if engine == "dali" else "cpu",
         processes=config.processes or (threads if several else 1),
         threads=threads,
         batch=config.batch,

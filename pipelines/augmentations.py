@@ -1,8 +1,9 @@
 """The augmentation ops as data: names, units, ranges, signs, and the numbers an engine needs to carry one out.
 
 Ranges are those of the AutoAugment family as competition teams used them (Cubuk et al., "AutoAugment", CVPR 2019,
-table 6; "RandAugment", 2020). Two things differ on purpose: Rotate goes both ways, and shears are about the centre of
-the image instead of its corner, so that the object stays in the frame.
+table 6; "RandAugment", 2020). Three things differ on purpose: Rotate goes both ways; shears are about the centre of
+the image instead of its corner, so that the object stays in the frame; translations are by whole pixels, as in
+torchvision, so that nothing is blurred.
 
 The last four ops are no part of that competition's 14. Color is Pillow's saturation, the sixteenth op of the
 AutoAugment family (with Identity and Invert). Rotate90, FlipX and Zoom are albumentations' RandomRotate90,
@@ -200,7 +201,7 @@ def affine(name: str, value: float, size: int) -> Affine:
 
 
 def whole_pixels(value: float, size: int) -> int:
-    """How far a translation moves an image: whole pixels, as in torchvision, so that nothing is blurred."""
+    """How far a translation moves an image of `size` px, in px."""
     return round(value * size)
 
 
@@ -220,28 +221,6 @@ def cutout_box(value: float, centre: tuple[float, float], size: int) -> tuple[in
     right, bottom = min(left + side, size), min(top + side, size)
     left, top = max(left, 0), max(top, 0)
     return left, top, max(right - left, 0), max(bottom - top, 0)
-
-
-def point_table(name: str, value: float) -> NDArray[np.uint8]:
-    """The 256-entry table of an op that maps each level by itself: Invert, Brightness, Solarize, Posterize.
-
-    Args:
-        name: The op.
-        value: Value in the op's unit.
-
-    Returns:
-        uint8 [256].
-    """
-    levels = np.arange(256)
-    if name == "Invert":
-        return (255 - levels).astype(np.uint8)
-    if name == "Brightness":
-        return linear_table(1.0 + value, 0.0)
-    if name == "Solarize":
-        return np.where(levels >= value, 255 - levels, levels).astype(np.uint8)
-    if name == "Posterize":
-        return (levels & posterize_mask(value)).astype(np.uint8)
-    raise ValueError(f"{name} is no table of one level")
 
 
 def posterize_mask(bits: float) -> int:

@@ -58,8 +58,11 @@ def test_the_jobs_are_these():
     assert JOBS == [
         "augment_cache.build",
         "augment_cache.crop",
+        "augment_cache.export",
+        "augment_cache.info",
         "augment_cache.preview",
         "augment_cache.sample",
+        "augment_cache.verify",
         "training.evaluate",
         "training.train",
     ]

@@ -21,6 +21,7 @@ from augment_cache.building.state import (
 from augment_cache.building.worker import Recipe, ShardResult
 from augment_cache.format.manifest import (
     MANIFEST_NAME,
+    REJECTED_NAME,
     SHARD_NAME,
     Manifest,
     ShardEntry,
@@ -35,7 +36,6 @@ from pipelines.console.output import say
 from pipelines.errors import UsageError
 from pipelines.sources import SPLITS
 
-REJECTED_NAME = "rejected.csv"
 OUR_FILES = (MANIFEST_NAME, BUILD_NAME, SPLITS_NAME, REJECTED_NAME)
 
 
@@ -104,7 +104,8 @@ def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force
 
 def _versions(there: dict[str, str], here: dict[str, str]) -> str:
     names = sorted(name for name in set(there) | set(here) if there.get(name) != here.get(name))
-    return ", ".join(f"{name} {there.get(name, 'none')} (now {here.get(name, 'none')})" for name in names)
+    listed = ", ".join(f"{name} {there.get(name, 'none')} (now {here.get(name, 'none')})" for name in names)
+    return f"other libraries: {listed}" if there else "libraries that it no longer names"
 
 
 def _images_difference(out: Path, tasks: Sequence[ShardTask]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from augment_cache.building.shard_plan import ShardTask
 from augment_cache.building.worker import Recipe
 from augment_cache.format.manifest import MANIFEST_NAME, is_foreign, read_manifest
+from augment_cache.format.shards import read_metadata
 from pipelines.console.files import write_csv, write_json
 from pipelines.errors import UsageError
 
@@ -57,7 +58,7 @@ def identity_of(recipe: Recipe) -> Identity:
 def read_identity(out: Path) -> Identity | None:
     """Which cache a folder holds; None if it says so nowhere.
 
-    Reads `build.json` or, where that is damaged or missing, the manifest.
+    Reads `build.json` or, where that is damaged or missing, the manifest or a shard, which does not know the versions.
     """
     try:
         value = json.loads((out / BUILD_NAME).read_text(encoding="utf-8"))
@@ -67,9 +68,14 @@ def read_identity(out: Path) -> Identity | None:
         pass
     try:
         manifest = read_manifest(out)
+        return Identity(manifest.recipe, manifest.classes, manifest.made_with)
     except UsageError:
-        return None
-    return Identity(manifest.recipe, manifest.classes, manifest.made_with)
+        pass
+    for path in sorted(out.glob("*/shard-*.arrow")):
+        found = read_metadata(path) or {}
+        if "recipe" in found and "classes" in found:
+            return Identity(found["recipe"], tuple(found["classes"]), {})
+    return None
 
 
 def is_foreign_state(path: Path) -> bool:

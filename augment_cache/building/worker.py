@@ -136,20 +136,20 @@ class ShardBuilder:
             CorruptSampleError: A source cannot be read and `strict` is on.
             OSError: The disk is full or not writable.
         """
-        reused: deque[ShardResult] = deque()
+        ready: deque[ShardResult] = deque()
         writing: deque[Future[ShardResult]] = deque()
-        with closing(self._engine.stream(self._jobs(tasks, reused, advance))) as stream:  # type: ignore[type-var]
+        with closing(self._engine.stream(self._jobs(tasks, ready, advance))) as stream:  # type: ignore[type-var]
             for result in stream:
                 shard: _Growing = result.tag[0]
                 self._add(shard, result)
                 advance(len(result.products))
-                while reused:
-                    yield reused.popleft()
+                while ready:
+                    yield ready.popleft()
                 if shard.left == 0:
                     writing.append(self._writer.submit(self._write, shard))
                 while len(writing) > SHARDS_BEING_WRITTEN:
                     yield writing.popleft().result()
-        yield from reused
+        yield from ready
         for future in writing:
             yield future.result()
 
@@ -158,32 +158,35 @@ class ShardBuilder:
         self._writer.shutdown(cancel_futures=True)
         self._engine.close()
 
-    def _jobs(self, tasks: Iterable[ShardTask], reused: deque[ShardResult], advance: Advance) -> Iterator[Job]:
+    def _jobs(self, tasks: Iterable[ShardTask], ready: deque[ShardResult], advance: Advance) -> Iterator[Job]:
+        """The work; shards that need none are `ready`."""
         for task in tasks:
             if digest := self._finished(task):
-                reused.append(ShardResult(task.file, len(task.files), reused=True, sha256=digest))
+                ready.append(ShardResult(task.file, len(task.files), reused=True, sha256=digest))
                 advance(len(task.files))
-            else:
-                self._retire(task)
+                continue
+            self._retire(task)
+            if task.files:
                 yield from self._shard_jobs(task)
+            else:
+                ready.append(self._write(self._begun(task, 0)))
+
+    def _begun(self, task: ShardTask, jobs: int) -> _Growing:
+        count, recipe = len(task.files), self._recipe
+        listing = listing_checksum(recipe.values, recipe.classes, task)
+        return _Growing(task, listing, jobs, [b""] * count, [[] for _ in range(count)])
 
     def _shard_jobs(self, task: ShardTask) -> Iterator[Job]:
-        count = len(task.files)
         groups = [np.flatnonzero(task.copies == copies) for copies in np.unique(task.copies)]
         parts = [group[first : first + self._batch] for group in groups for first in range(0, len(group), self._batch)]
-        parts = parts or [np.empty(0, np.int64)]  # an empty shard is written too
-        shard = _Growing(
-            task, listing_checksum(self._recipe.values, self._recipe.classes, task), len(parts), [b""] * count, []
-        )
-        shard.images = [[]] * count
+        shard = self._begun(task, len(parts))
         for positions in parts:
-            rounds = range(int(task.copies[positions[0]]) + 1 if len(positions) else 1)
             plan = draw(
                 self._recipe.policy.policy,
                 task.ids[positions],
                 seed=self._recipe.seed,
                 stage=Stage.BUILD,
-                rounds=rounds,
+                rounds=range(int(task.copies[positions[0]]) + 1),
             )
             images = _Files(task, positions, shard.digests)
             yield Job(images, plan, tag=(shard, positions, plan), finish=self._encode)
@@ -293,17 +296,26 @@ def _provenance(shard: _Growing) -> dict[int, list[_Provenance]]:
     """Position of a sample → what was done to each of its versions."""
     found: dict[int, list[_Provenance]] = {}
     for positions, plan in shard.plans:
-        numbers = (plan.op.tolist(), plan.value.tolist(), plan.centre.tolist())
+        codes, values, centres = plan.op.tolist(), plan.value.tolist(), plan.centre.tolist()
         for index, position in enumerate(positions.tolist()):
-            versions = (tuple(rows[copy][index] for rows in numbers) for copy in range(plan.rounds))
-            found[position] = [_done(*version) for version in versions]
+            found[position] = [
+                _done(codes[copy][index], values[copy][index], centres[copy][index]) for copy in range(plan.rounds)
+            ]
     return found
 
 
+_NOTHING: _Provenance = ((), (), ())
+
+
 def _done(codes: list[int], values: list[float], centres: list[list[float]]) -> _Provenance:
-    done = [(OPS[code].name, value, centre) for code, value, centre in zip(codes, values, centres, strict=True) if code]
-    names, magnitudes = tuple(name for name, _, _ in done), tuple(value for _, value, _ in done)
-    return names, magnitudes, tuple(number for _, _, centre in done for number in centre)
+    if not any(codes):
+        return _NOTHING
+    slots = [slot for slot, code in enumerate(codes) if code]
+    return (
+        tuple([OPS[codes[slot]].name for slot in slots]),
+        tuple([values[slot] for slot in slots]),
+        tuple([number for slot in slots for number in centres[slot]]),
+    )
 
 
 def read_source(task: ShardTask, position: int) -> tuple[Image, str]:

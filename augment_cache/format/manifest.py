@@ -14,6 +14,7 @@ from pipelines.fit import Fit
 FORMAT = "tacopress-cache"
 VERSION = 2
 MANIFEST_NAME = "manifest.json"
+REJECTED_NAME = "rejected.csv"
 SHARD_NAME = re.compile(r"^\.?shard-\d{5,}-of-\d{5,}\.arrow(\.partial-[0-9a-f-]+)?$")
 """A shard, or what a killed build was writing beside its name."""
 

@@ -68,8 +68,8 @@ class Row(NamedTuple):
     def provenance_checksum(self, size: int) -> int:
         """CRC-32 of the rest of the row: height and width (both `size`), source, ops, magnitudes, centres."""
         words = "\0".join((self.source, *self.op)).encode("utf-8", "surrogatepass")
-        numbers = struct.pack(f"<ii{len(self.magnitude)}f", size, size, *self.magnitude)
-        return zlib.crc32(struct.pack(f"<{len(self.centre)}f", *self.centre), zlib.crc32(numbers, zlib.crc32(words)))
+        count = len(self.magnitude) + len(self.centre)
+        return zlib.crc32(words + struct.pack(f"<ii{count}f", size, size, *self.magnitude, *self.centre))
 
 
 def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
@@ -196,8 +196,9 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def _offsets(values: Sequence[Any]) -> pa.Buffer:
     """Where each value starts among the values laid end to end, and where the last one ends."""
-    ends = np.cumsum([0, *(len(value) for value in values)])
-    return pa.py_buffer(ends.astype(np.int32))
+    ends = np.zeros(len(values) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=ends[1:])
+    return pa.py_buffer(ends)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from augment_cache.format.manifest import Manifest, SplitEntry
+from augment_cache.format.manifest import REJECTED_NAME, Manifest, SplitEntry
 from augment_cache.statistics.columns import cure, read_columns
 from augment_cache.statistics.histogram import Spread, binned, merged, round_edges
 from augment_cache.statistics.tally import Tally, policy_ranges
 from pipelines.augmentations import CODES
 from pipelines.errors import UsageError
-
-REJECTED_NAME = "rejected.csv"
 
 
 def split_facts(folder: Path, manifest: Manifest, splits: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Hold a cache against its checksums: the manifest's own, those of the files, and those of the rows."""
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from augment_cache.building.state import read_identity
-from augment_cache.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, file_sha256, read_manifest
+from augment_cache.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, file_sha256, is_foreign, read_manifest
 from augment_cache.format.shards import Shard
 from pipelines.console.cores import usable_cores
 from pipelines.errors import CorruptSampleError, UsageError
@@ -64,10 +65,11 @@ def check_cache(cache: Path, advance: Callable[[int], None]) -> Findings:
     try:
         manifest = read_manifest(cache)
     except UsageError as error:
-        if not (cache / MANIFEST_NAME).is_file() or read_identity(cache) is None:
+        path = cache / MANIFEST_NAME
+        if not path.is_file() or (read_identity(cache) is None and is_foreign(path)):
             raise
         return Findings(None, [Damage(file=MANIFEST_NAME, what=str(error))], 0, 0, 0)
-    damage = list(_beside(cache, manifest))
+    damage = [*_of_manifest(cache), *_beside(cache, manifest)]
     entries = list(manifest.shards.values())
     with ThreadPoolExecutor(usable_cores()) as pool:
         for entry, whole in zip(entries, pool.map(lambda entry: _is_as_written(cache, entry), entries), strict=True):
@@ -76,6 +78,13 @@ def check_cache(cache: Path, advance: Callable[[int], None]) -> Findings:
     damage += _unlisted(cache, manifest)
     rows, size = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
     return Findings(manifest, damage, len(entries), rows, size)
+
+
+def _of_manifest(cache: Path) -> Iterator[Damage]:
+    """Its checksum is one of values, and two texts may have the same: white space, the last digit of a fraction."""
+    data = (cache / MANIFEST_NAME).read_bytes()
+    if data != (json.dumps(json.loads(data), indent=1, ensure_ascii=False) + "\n").encode():
+        yield Damage(file=MANIFEST_NAME, what="says what it said, in other bytes")
 
 
 def _beside(cache: Path, manifest: Manifest) -> Iterator[Damage]:
@@ -100,9 +109,9 @@ def _of_shard(cache: Path, manifest: Manifest, entry: ShardEntry, *, whole: bool
         shard = Shard(path, manifest.recipe["encoding"], manifest.size)
         if shard.rows != entry.rows:
             raise UsageError(f"{shard.rows} rows instead of {entry.rows}")
-    except UsageError:
+        rows = [_of_row(entry.file, shard, row) for row in shard.damage()]
+    except Exception:  # pyarrow answers a damaged file with whatever comes to its mind, even SystemError
         return [Damage(file=entry.file, what=f"cannot be opened; rows 0 to {entry.rows - 1} are out of reach")]
-    rows = [_of_row(entry.file, shard, row) for row in shard.damage()]
     if not rows and not whole:
         return [Damage(file=entry.file, what="changed outside of its rows (schema, footer or padding); no row is hurt")]
     return rows

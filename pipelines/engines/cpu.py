@@ -32,7 +32,7 @@ from pipelines.console.cores import usable_cores
 from pipelines.decode import Pixels, decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import WHOLE, Box, Fit, Placement, place, scaled
+from pipelines.fit import Box, Placement, place, scaled
 from pipelines.plan import Plan
 
 CHUNKS_PER_THREAD = 2
@@ -187,8 +187,8 @@ def _ops(
 
 def _rendered(spec: RenderSpec, image: Image, versions: list[_Version]) -> Iterator[Pixels]:
     """The versions of a sample, each uint8 [size, size, 3], contiguous."""
-    boxes = dict.fromkeys(version.box for version in versions)
-    full_size, pixels, placements = _open(spec, image, list(boxes))
+    boxes = tuple(dict.fromkeys([version.box for version in versions]))
+    full_size, pixels, placements = _open(spec, image, boxes)
     bases = {
         box: fitted(pixels, full_size, placement, spec.size) for box, placement in zip(boxes, placements, strict=True)
     }
@@ -199,28 +199,23 @@ def _rendered(spec: RenderSpec, image: Image, versions: list[_Version]) -> Itera
         yield cv2.flip(result, 1) if version.flip else result
 
 
-@lru_cache(4096)
-def _placed(height: int, width: int, size: int, fit: Fit) -> Placement:
-    return place(height, width, size, fit)
-
-
-def _placement(height: int, width: int, spec: RenderSpec, box: Box) -> Placement:
-    if box == WHOLE:  # photos of a folder tend to have few sizes
-        return _placed(height, width, spec.size, spec.fit)
-    return place(height, width, spec.size, spec.fit, box)
-
-
-def _open(spec: RenderSpec, image: Image, boxes: list[Box]) -> tuple[tuple[int, int], Pixels, list[Placement]]:
+def _open(spec: RenderSpec, image: Image, boxes: tuple[Box, ...]) -> tuple[tuple[int, int], Pixels, list[Placement]]:
     """Decode as small as the placements allow; (upright full size, pixels, placements in the full size)."""
     if image.ndim == 3:
         height, width = image.shape[:2]
-        return (height, width), image, [_placement(height, width, spec, box) for box in boxes]
+        return (height, width), image, _placed(height, width, spec, boxes)[0]
     header = read_header(image)
     height, width = header.upright
-    placements = [_placement(height, width, spec, box) for box in boxes]
-    factor = dct_factor(height, width, placements)
+    placements, factor = _placed(height, width, spec, boxes)
     pixels = decode(image, header=header, min_height=-(-height // factor), min_width=-(-width // factor))
     return (height, width), pixels, placements
+
+
+@lru_cache(4096)  # photos of a folder tend to have few sizes
+def _placed(height: int, width: int, spec: RenderSpec, boxes: tuple[Box, ...]) -> tuple[list[Placement], int]:
+    """Placements of the boxes, and the factor by which the image may shrink while decoding."""
+    placements = [place(height, width, spec.size, spec.fit, box) for box in boxes]
+    return placements, dct_factor(height, width, placements)
 
 
 def dct_factor(height: int, width: int, placements: list[Placement]) -> int:
@@ -254,9 +249,8 @@ def fitted(pixels: Pixels, full_size: tuple[int, int], placement: Placement, siz
     if (target.width, target.height) == (size, size):
         return np.ascontiguousarray(part)
     below, right = size - target.top - target.height, size - target.left - target.width
-    return cv2.copyMakeBorder(
-        part, target.top, below, target.left, right, cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED, value=(FILL, FILL, FILL)
-    )
+    around = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
+    return cv2.copyMakeBorder(part, target.top, below, target.left, right, around, value=(FILL, FILL, FILL))
 
 
 _scaled = lru_cache(4096)(scaled)
@@ -317,7 +311,7 @@ def apply_op(pixels: Pixels, name: str, value: float, centre: tuple[float, float
         centre_level = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
         return cv2.LUT(pixels, linear_table(1.0 + value, -value * centre_level))
     if name == "AutoContrast":
-        return cv2.LUT(pixels, _auto_contrast_table(pixels))
+        return cv2.merge([_stretched(plane) for plane in cv2.split(pixels)])
     if name == "Equalize":
         return cv2.merge([cv2.equalizeHist(plane) for plane in cv2.split(pixels)])
     if name == "Invert":
@@ -364,13 +358,9 @@ def _warped(pixels: Pixels, name: str, value: float) -> Pixels:
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 
-def _auto_contrast_table(pixels: Pixels) -> NDArray[np.uint8]:
-    """Per channel: the darkest level becomes 0, the brightest 255; a flat channel stays. uint8 [1, 256, 3]."""
-    extremes = [(float(plane.min()), float(plane.max())) for plane in cv2.split(pixels)]
-    columns = [
-        linear_table(255.0 / (high - low), -low * 255.0 / (high - low))
-        if high > low
-        else np.arange(256, dtype=np.uint8)
-        for low, high in extremes
-    ]
-    return np.stack(columns, axis=1).reshape(1, 256, 3)
+def _stretched(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One channel, the darkest level made 0 and the brightest 255; a flat one stays."""
+    low, high, _, _ = cv2.minMaxLoc(plane)
+    if high <= low:
+        return plane
+    return cv2.LUT(plane, linear_table(255.0 / (high - low), -low * 255.0 / (high - low)))

@@ -1,5 +1,6 @@
 """A damaged cache is refused with the name of what is damaged, before a model learns from it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,9 +17,13 @@ def one_line(text):
     return text.count("\n") == 1 and "Traceback" not in text
 
 
-def edit(folder, change):
+def edit(folder, change, *, signed=True):
+    """Change the manifest; `signed` as somebody would who knows how its checksum is made."""
     value = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     change(value)
+    if signed:
+        del value["checksum"]
+        value["checksum"] = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
 
 
@@ -59,7 +64,7 @@ MANIFEST_CHANGES = {
     "no shards": (lambda m: m["splits"]["train"].update(shards=[]), "damaged"),
     "shard without rows": (lambda m: m["splits"]["train"]["shards"][0].pop("rows"), "damaged"),
     "shard with more": (lambda m: m["splits"]["train"]["shards"][0].update(url="http://x"), "damaged"),
-    "another version": (lambda m: m.update(version=99), "format version 99, this Tacopress reads 1"),
+    "another version": (lambda m: m.update(version=99), "format version 99, this Tacopress reads 2"),
     "no version": (lambda m: m.pop("version"), "format version None"),
     "another format": (lambda m: m.update(format="zip"), "not the manifest of a Tacopress cache"),
     "shard above": (lambda m: m["splits"]["train"]["shards"][0].update(file="../x.arrow"), "outside of its folder"),
@@ -78,19 +83,30 @@ def test_a_damaged_manifest(own_cache, kind):
         CacheSource(own_cache, "train")
 
 
+@pytest.mark.parametrize("kind", MANIFEST_CHANGES)
+def test_a_changed_manifest_does_not_match_its_checksum(own_cache, kind):
+    edit(own_cache, MANIFEST_CHANGES[kind][0], signed=False)
+    by_name = {"another version", "no version", "another format"}
+    words = MANIFEST_CHANGES[kind][1] if kind in by_name else "does not match its checksum.*--repair"
+    with pytest.raises(UsageError, match=words):
+        CacheSource(own_cache, "train")
+
+
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("kind", ["no recipe", "empty recipe", "another version", "no classes"])
-def test_building_over_a_damaged_manifest(photos, cache, own_cache, build_cache, hashes, kind):
-    edit(own_cache, MANIFEST_CHANGES[kind][0])
-    with pytest.raises(UsageError):
-        build_cache(photos, own_cache)
-    build_cache(photos, own_cache, force=True)
+def test_building_over_a_damaged_manifest(photos, cache, own_cache, build_cache, hashes, kind, signed):
+    """build.json still says which cache this is: building mends it, and does nothing over."""
+    edit(own_cache, MANIFEST_CHANGES[kind][0], signed=signed)
+    with pytest.raises(UsageError, match="another cache"):
+        build_cache(photos, own_cache, seed=1)
+    assert build_cache(photos, own_cache)["built_shards"] == 0
     assert hashes(own_cache) == hashes(cache)
 
 
 @pytest.mark.parametrize("change", [{"size": 64}, {"size": 16}, {"encoding": "jpeg"}], ids=str)
 def test_a_manifest_that_belongs_to_other_shards(own_raw_cache, change):
     edit(own_raw_cache, lambda m: m["recipe"].update(change))
-    with pytest.raises(UsageError, match="shard"):
+    with pytest.raises(UsageError, match="no shard of a cache"):
         CacheSource(own_raw_cache, "train")
 
 

@@ -261,7 +261,7 @@ def test_a_folder_of_something_else_is_refused(photos, build_cache, hashes, tmp_
     (out / "train").mkdir(parents=True)
     (out / "train" / "notes.txt").write_text("precious", encoding="utf-8")
     before = hashes(out)
-    for overwrite in (False, True):
+    for force in (False, True):
         with pytest.raises(UsageError, match=r"'train'.*no part of a cache"):
             build_cache(photos, out, force=force)
     with pytest.raises(UsageError, match="is a file"):
@@ -275,7 +275,7 @@ def test_the_manifest_of_something_else_is_refused(photos, build_cache, hashes, 
     out.mkdir()
     (out / "manifest.json").write_text('{"name": "page"}', encoding="utf-8")
     before = hashes(out)
-    for overwrite in (False, True):
+    for force in (False, True):
         with pytest.raises(UsageError, match=r"manifest\.json"):
             build_cache(photos, out, force=force)
         assert hashes(out) == before
@@ -295,7 +295,8 @@ def test_an_interrupted_build_leaves_whole_files_only(
 ):
     """Stopped while a file is flushed to disk: the moment when it is there, and not yet under its name."""
     out, count = tmp_path / "cache", len(shards(cache))
-    whole = {"first shard": 0, "third shard": 2, "rejected.csv": count, "manifest": count + 1}[moment]
+    shards_at = {"first shard": 0, "third shard": 2, "rejected.csv": count, "manifest": count}[moment]
+    whole = 2 + shards_at + (moment == "manifest")  # build.json and splits.csv come first
     flush, done = os.fsync, []
 
     def stop(descriptor):
@@ -312,7 +313,7 @@ def test_an_interrupted_build_leaves_whole_files_only(
     assert len(left) == whole
     assert "manifest.json" not in left
     assert left.items() <= expected.items()
-    assert build_cache(photos, out)["reused_shards"] == min(whole, count)
+    assert build_cache(photos, out)["reused_shards"] == shards_at
     assert hashes(out) == expected
 
 
@@ -352,7 +353,8 @@ def test_shards_of_another_count_are_removed(photos, cache, build_cache, hashes,
 
 def test_splits_of_another_build_are_removed(photos, own_cache, build_cache):
     build_cache(photos, own_cache, val=0.0, test=0.0, force=True)
-    assert sorted(entry.name for entry in own_cache.iterdir()) == ["manifest.json", "rejected.csv", "train"]
+    names = sorted(entry.name for entry in own_cache.iterdir())
+    assert names == ["build.json", "manifest.json", "rejected.csv", "splits.csv", "train"]
     assert read_manifest(own_cache).splits["train"].samples == 40
 
 
