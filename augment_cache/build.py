@@ -169,8 +169,8 @@ def carry_out(config: BuildConfig, plan: Plan, advance: Advance) -> Outcome:
     in_parts = config.of > 1
     tasks = plan.tasks[config.part :: config.of]
     with turn(config.out):
-        known = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=in_parts)
-    results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, known)
+        given = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=in_parts)
+    results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, given)
     with turn(config.out):
         missing = missing_shards(config.out, plan.recipe, plan.tasks) if in_parts else []
         manifest = None if missing else finish(config.out, plan.recipe, plan.tasks, results)
@@ -188,7 +188,7 @@ def make_plan(config: BuildConfig, policy: PolicyFile | None = None, known: dict
     policy = policy or read_policy(config.policy)
     values, made_with = _recipe_values(config, policy)
     if known is None:
-        found = read_identity(config.out)
+        found = None if config.force else read_identity(config.out)
         known = read_splits(config.out) if found is not None and found.recipe == values else {}
     options = SplitOptions(config.val, config.test, config.split_seed)
     sources = open_splits(config.data, options, allow_empty_classes=config.allow_empty_classes, known=known)

@@ -10,7 +10,6 @@ import numpy as np
 
 from augment_cache.building.shard_plan import ShardTask, listing_checksum
 from augment_cache.building.state import (
-    BUILD_NAME,
     SPLITS_NAME,
     identity_of,
     is_foreign_state,
@@ -18,8 +17,9 @@ from augment_cache.building.state import (
     read_splits,
     write_splits,
 )
-from augment_cache.building.worker import Recipe, ShardResult
+from augment_cache.building.worker import Claim, Recipe, ShardResult, read_state
 from augment_cache.format.manifest import (
+    BUILD_NAME,
     MANIFEST_NAME,
     REJECTED_NAME,
     SHARD_NAME,
@@ -53,15 +53,18 @@ def refuse_strangers(out: Path) -> None:
 
 
 def _is_ours(entry: Path) -> bool:
-    if entry.is_dir():
-        return entry.name in SPLITS and all(SHARD_NAME.search(file.name) for file in entry.iterdir())
-    if entry.name in OUR_FILES:
-        return not is_foreign_state(entry)
+    try:
+        if entry.is_dir():
+            return entry.name in SPLITS and all(SHARD_NAME.search(file.name) for file in entry.iterdir())
+        if entry.name in OUR_FILES:
+            return not is_foreign_state(entry)
+    except FileNotFoundError:  # another part is tidying
+        return True
     partial = tuple(f".{name}.partial-" for name in OUR_FILES)
     return entry.name == ".turn" or entry.name.startswith((".lock", *partial))
 
 
-def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force: bool, part: bool) -> dict[str, str]:
+def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force: bool, part: bool) -> Claim:
     """Make sure that the folder is this cache, finished or not, or nothing yet, and write down which cache it is.
 
     Args:
@@ -72,12 +75,11 @@ def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force
         force: Replace another cache.
         part: Other parts of the same build may be at work.
 
-    Returns:
-        Shards of a finished cache that are there to be reused: path → SHA-256.
-
     Raises:
-        UsageError: It holds another cache and `force` is False; or the other parts use other library versions.
+        UsageError: It holds another cache and `force` is False; the other parts use other library versions; or a name
+            cannot be written into a shard.
     """
+    _refuse_unwritable_names(recipe, tasks)
     wanted, found = identity_of(recipe), read_identity(out)
     other = found is not None and (found.difference(wanted) or _images_difference(out, tasks))
     if other and not force:
@@ -93,13 +95,22 @@ def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force
     known = _known_shards(out, tasks)
     if not known:
         (out / MANIFEST_NAME).unlink(missing_ok=True)
-    if found != wanted or not (out / BUILD_NAME).is_file():
-        wanted.write(out)
+    wanted.write(out)  # also where it is there: a damaged one must not get into the manifest's checksums
     if cut:
+        if read_splits(out) != {file: task.split for task in tasks for file in task.files}:
+            (out / MANIFEST_NAME).unlink(missing_ok=True)  # it knows the checksum of the old splits.csv
         write_splits(out, tasks)
     else:
         (out / SPLITS_NAME).unlink(missing_ok=True)
-    return known
+    return Claim(known, read_state(out))
+
+
+def _refuse_unwritable_names(recipe: Recipe, tasks: Sequence[ShardTask]) -> None:
+    for name in (*recipe.classes, *(file for task in tasks for file in task.files)):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the name {name!a} is not UTF-8, which shards require; rename it") from error
 
 
 def _versions(there: dict[str, str], here: dict[str, str]) -> str:
@@ -131,10 +142,14 @@ def _known_shards(out: Path, tasks: Sequence[ShardTask]) -> dict[str, str]:
 
 
 def _clear(out: Path) -> None:
-    """Remove a cache; the manifest first, so that what is left is never taken for a whole one."""
+    """Remove a cache; the manifest first, so that what is left is never taken for a whole one.
+
+    Whatever says which cache the shards belong to goes after them: without it they could be taken for anybody's.
+    """
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    _remove_shards(out, keep=set())
     for name in OUR_FILES:
         (out / name).unlink(missing_ok=True)
-    _remove_shards(out, keep=set())
 
 
 def _remove_shards(out: Path, keep: set[str]) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from pipelines.console.output import say
@@ -19,6 +20,8 @@ TURN_NAME = ".turn"
 """Held for moments, by whoever decides what the manifest says."""
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What file systems answer that cannot lock: some mounts of Lustre and NFS."""
+LEAVING_SECONDS = 2.0
+"""How long a part waits for another one that leaves: that one holds the folder alone while it tidies."""
 
 
 @contextmanager
@@ -60,9 +63,15 @@ def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
 
 def _leave(out: Path, lock: int) -> None:
     """The last one out removes locks and what killed builds were writing; who opens a lock now notices that it goes."""
-    with suppress(OSError):
+    patterns = [f"{LOCK_NAME}-*", TURN_NAME, LOCK_NAME]
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for pattern in (f"{LOCK_NAME}-*", ".*.partial-*", "*/.*.partial-*", TURN_NAME, LOCK_NAME):
+        patterns = [".*.partial-*", "*/.*.partial-*", *patterns]
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # where nobody can lock, others may be writing, but locks are of no use
+            return
+    with suppress(OSError):
+        for pattern in patterns:
             for path in out.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -87,6 +96,7 @@ def _held(path: Path, kind: int, out: Path, *, wait: bool = False) -> Iterator[i
 
 
 def _locked(path: Path, kind: int, out: Path, *, wait: bool) -> int:
+    patience = time.monotonic() + LEAVING_SECONDS
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -94,6 +104,9 @@ def _locked(path: Path, kind: int, out: Path, *, wait: bool) -> int:
         except BlockingIOError as error:
             who = _signature(descriptor)
             os.close(descriptor)
+            if kind == fcntl.LOCK_SH and time.monotonic() < patience:
+                time.sleep(0.01)
+                continue
             raise UsageError(
                 f"{out} is being built by {who}; wait until it has finished, or stop it: what is finished is kept"
             ) from error
@@ -101,11 +114,14 @@ def _locked(path: Path, kind: int, out: Path, *, wait: bool) -> int:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
                 raise
-            say(f"the file system of {out} has no locks: nothing keeps a second build out of the folder")
+            _say_once(f"the file system of {out} has no locks: nothing keeps a second build out of the folder")
             return descriptor
         if _is_current(descriptor, path):
             return descriptor
         os.close(descriptor)  # its owner removed it between our opening and locking it
+
+
+_say_once = cache(say)
 
 
 def _is_current(descriptor: int, path: Path) -> bool:

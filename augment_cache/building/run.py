@@ -16,10 +16,17 @@ from typing import Any
 import torch
 
 from augment_cache.building.shard_plan import ShardTask
-from augment_cache.building.worker import Advance, Recipe, ShardBuilder, ShardResult
+from augment_cache.building.worker import Advance, Claim, Recipe, ShardBuilder, ShardResult
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
 from pipelines.errors import TacopressError
+
+KILLED = (
+    "a process that built shards was killed, perhaps for want of memory; run the same command again with fewer "
+    "--processes or a smaller --batch: what is finished is kept"
+)
+TAKING_SECONDS = 20.0
+"""To take the next shard takes microseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +57,14 @@ class _Site:
     recipe: Recipe
     out: Path
     workers: Workers
-    known: dict[str, str]
+    claim: Claim
 
     def builder(self) -> ShardBuilder:
         recipe, workers = self.recipe, self.workers
         threads = max(1, workers.threads // workers.processes)
         spec = RenderSpec(recipe.size, recipe.fit)
         engine = make_engine(workers.engine, spec, device=workers.device, threads=threads)
-        return ShardBuilder(recipe, engine, self.out, batch=workers.batch, strict=workers.strict, known=self.known)
+        return ShardBuilder(recipe, engine, self.out, batch=workers.batch, strict=workers.strict, claim=self.claim)
 
 
 def build_shards(
@@ -66,7 +73,7 @@ def build_shards(
     out: Path,
     workers: Workers,
     advance: Advance,
-    known: dict[str, str],
+    claim: Claim,
 ) -> list[ShardResult]:
     """Build shards.
 
@@ -76,12 +83,12 @@ def build_shards(
         out: Folder of the cache.
         workers: Who builds.
         advance: Told the number of sources that were finished.
-        known: Shards of a finished cache: path → SHA-256.
+        claim: What the build was given.
 
     Returns:
         One result per task, in any order.
     """
-    site = _Site(recipe, out, workers, known)
+    site = _Site(recipe, out, workers, claim)
     gc.freeze()  # what was imported is never garbage: looking through it again and again takes a tenth of the time
     try:
         if workers.processes == 1 or len(tasks) <= 1:
@@ -107,7 +114,7 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
     following = context.Value("q", 0)
     staff: dict[Connection, BaseProcess] = {}
     try:
-        for number in range(min(site.workers.processes, len(tasks))):
+        for number in range(1, min(site.workers.processes, len(tasks))):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(  # type: ignore[attr-defined]
                 target=_work, args=(site, tasks, following, writer), name=f"build-{number}", daemon=True
@@ -115,7 +122,7 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
             process.start()
             writer.close()
             staff[reader] = process
-        return _collect(staff, advance)
+        return _build_with_others(site, _taken(tasks, following), dict(staff), advance)
     finally:
         for process in staff.values():
             process.terminate()
@@ -123,25 +130,36 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
             process.join()
 
 
-def _collect(staff: dict[Connection, BaseProcess], advance: Advance) -> list[ShardResult]:
-    """Listen to all processes until all have ended."""
+def _build_with_others(
+    site: _Site, tasks: Iterator[ShardTask], busy: dict[Connection, BaseProcess], advance: Advance
+) -> list[ShardResult]:
+    """Build here too, listening to the other processes in between, until all have ended."""
     results: list[ShardResult] = []
-    busy = dict(staff)
+
+    def listen(count: int) -> None:
+        advance(count)
+        _hear(busy, results, advance, seconds=0)
+
+    results += list(_build_here(site, tasks, listen))
     while busy:
-        ready = wait([*busy, *(process.sentinel for process in busy.values())])
-        for reader, process in list(busy.items()):
-            if reader not in ready and process.sentinel not in ready:
-                continue
-            if reader.poll() and _take(reader, results, advance):
-                continue
-            del busy[reader]
-            process.join()
-            if process.exitcode != 0:
-                raise TacopressError(
-                    "a process that built shards was killed, perhaps for want of memory; run the same command again "
-                    "with fewer --processes or a smaller --batch: what is finished is kept"
-                )
+        _hear(busy, results, advance, seconds=None)
     return results
+
+
+def _hear(
+    busy: dict[Connection, BaseProcess], results: list[ShardResult], advance: Advance, *, seconds: float | None
+) -> None:
+    """What processes have to say within some time; those that have ended are busy no more."""
+    ready = wait([*busy, *(process.sentinel for process in busy.values())], seconds)
+    for reader, process in list(busy.items()):
+        if reader not in ready and process.sentinel not in ready:
+            continue
+        if reader.poll() and _take(reader, results, advance):
+            continue
+        del busy[reader]
+        process.join()
+        if process.exitcode != 0:
+            raise TacopressError(KILLED)
 
 
 def _take(reader: Connection, results: list[ShardResult], advance: Advance) -> bool:
@@ -180,10 +198,13 @@ def _work(site: _Site, tasks: Sequence[ShardTask], following: Any, writer: Conne
 
 
 def _taken(tasks: Sequence[ShardTask], following: Any) -> Iterator[ShardTask]:  # noqa: ANN401 - multiprocessing's Value
+    lock = following.get_lock()
     while True:
-        with following.get_lock():
-            number = following.value
-            following.value += 1
+        if not lock.acquire(timeout=TAKING_SECONDS):  # whoever held it is dead
+            raise TacopressError(KILLED)
+        number = following.value
+        following.value += 1
+        lock.release()
         if number >= len(tasks):
             return
         yield tasks[number]

@@ -12,12 +12,11 @@ from typing import Any
 
 from augment_cache.building.shard_plan import ShardTask
 from augment_cache.building.worker import Recipe
-from augment_cache.format.manifest import MANIFEST_NAME, is_foreign, read_manifest
+from augment_cache.format.manifest import BUILD_NAME, MANIFEST_NAME, is_foreign, read_manifest
 from augment_cache.format.shards import read_metadata
 from pipelines.console.files import write_csv, write_json
 from pipelines.errors import UsageError
 
-BUILD_NAME = "build.json"
 SPLITS_NAME = "splits.csv"
 FORMAT = "tacopress-build"
 
@@ -64,7 +63,7 @@ def read_identity(out: Path) -> Identity | None:
         value = json.loads((out / BUILD_NAME).read_text(encoding="utf-8"))
         if value["format"] == FORMAT:
             return Identity(dict(value["recipe"]), tuple(value["classes"]), dict(value["made_with"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         manifest = read_manifest(out)
@@ -86,7 +85,7 @@ def is_foreign_state(path: Path) -> bool:
         return False
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not isinstance(value, dict) or value.get("format") != FORMAT
 

@@ -1,9 +1,9 @@
 """Make shards: read, render every copy from one decode, encode, write."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from augment_cache.building.lock import turn
 from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint, listing_checksum
-from augment_cache.format.manifest import MANIFEST_NAME, file_sha256
+from augment_cache.format.manifest import BUILD_NAME, MANIFEST_NAME, file_sha256
 from augment_cache.format.policy import PolicyFile
 from augment_cache.format.shards import Encoding, Row, Shard, read_metadata, schema, write_shard
 from pipelines.augmentations import OPS
@@ -74,6 +74,19 @@ class ShardResult:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a build was given when it claimed its folder.
+
+    Attributes:
+        known: Shards of a finished cache that may be reused: path → SHA-256.
+        build_file: Contents of `build.json`; None where there is none and nobody else writes.
+    """
+
+    known: Mapping[str, str] = field(default_factory=dict)
+    build_file: bytes | None = None
+
+
 class _Files(Sequence[Image]):
     """Files of a task, read when an engine asks for them; notes the checksum of the very bytes that are rendered."""
 
@@ -115,14 +128,12 @@ class ShardBuilder:
         out: Folder of the cache.
         batch: Samples rendered together; changes speed, not bytes.
         strict: Stop at the first source that cannot be read.
-        known: Shards that were whole when the manifest was written: path → SHA-256.
+        claim: What the build was given.
     """
 
-    def __init__(
-        self, recipe: Recipe, engine: Engine, out: Path, *, batch: int, strict: bool, known: dict[str, str]
-    ) -> None:
+    def __init__(self, recipe: Recipe, engine: Engine, out: Path, *, batch: int, strict: bool, claim: Claim) -> None:
         self._recipe, self._engine, self._out, self._batch = recipe, engine, out, batch
-        self._strict, self._known = strict, known
+        self._strict, self._claim = strict, claim
         # Waiting for the disk must not hold up rendering.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -226,8 +237,21 @@ class ShardBuilder:
             "rejected": rejected,
         }
         columns = schema(classes, self._recipe.encoding, self._recipe.size, metadata)
-        digest = write_shard(self._out / task.file, _rows(shard), columns, self._recipe.size)
+        digest = write_shard(self._out / task.file, _rows(shard), columns, self._recipe.size, self._still_ours)
         return ShardResult(task.file, len(task.files), reused=False, sha256=digest)
+
+    @contextmanager
+    def _still_ours(self) -> Iterator[None]:
+        """A part that is late must not write into a cache that has replaced its own meanwhile."""
+        if self._claim.build_file is None:
+            yield
+            return
+        with turn(self._out):
+            if self._claim.build_file != read_state(self._out):
+                raise UsageError(
+                    f"{self._out} was given to another build meanwhile; choose another --out, or run again"
+                )
+            yield
 
     def _metadata(self, task: ShardTask, listing: str) -> dict[str, Any]:
         """What is known of a shard without reading its sources."""
@@ -250,7 +274,7 @@ class ShardBuilder:
         if found.get("fingerprint") != fingerprint(listing, digests) or not self._is_whole(path, found):
             return ""
         digest = file_sha256(path)
-        if digest != self._known.get(task.file, digest):
+        if digest != self._claim.known.get(task.file, digest):
             return ""
         for file, _, reason in found["rejected"]:
             self._reject(task, file, reason)
@@ -269,9 +293,17 @@ class ShardBuilder:
         """Take away what is out of date, so that no manifest can speak of it any more."""
         path = self._out / task.file
         if path.exists():
-            with turn(self._out):
+            with self._still_ours():
                 (self._out / MANIFEST_NAME).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
+
+
+def read_state(out: Path) -> bytes:
+    """Contents of `build.json`; nothing if it is gone."""
+    try:
+        return (out / BUILD_NAME).read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _rows(shard: _Growing) -> list[Row]:

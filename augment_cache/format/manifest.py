@@ -14,6 +14,7 @@ from pipelines.fit import Fit
 FORMAT = "tacopress-cache"
 VERSION = 2
 MANIFEST_NAME = "manifest.json"
+BUILD_NAME = "build.json"
 REJECTED_NAME = "rejected.csv"
 SHARD_NAME = re.compile(r"^\.?shard-\d{5,}-of-\d{5,}\.arrow(\.partial-[0-9a-f-]+)?$")
 """A shard, or what a killed build was writing beside its name."""
@@ -123,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
             made_with=value["made_with"],
             files=value["files"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error}); mend it with python -m augment_cache.verify --cache {folder} --repair"
         ) from error
@@ -138,7 +139,7 @@ def is_foreign(path: Path) -> bool:
     """Whether a manifest is readable as that of something else; a damaged one may well be ours."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not isinstance(value, dict) or value.get("format") != FORMAT
 

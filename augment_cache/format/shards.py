@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-from pipelines.console.files import replacing
+from pipelines.console.files import Moving, replacing
 from pipelines.errors import CorruptSampleError, UsageError
 
 Encoding = Literal["jpeg", "raw"]
@@ -130,8 +131,17 @@ def _features(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int) -> str:
+def write_shard(
+    path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int, moving: Moving = nullcontext
+) -> str:
     """Write a shard; it exists whole or not at all.
+
+    Args:
+        path: The file.
+        rows: What it holds.
+        table_schema: From `schema`.
+        size: Side of the images in px.
+        moving: Around the moment in which it appears.
 
     Returns:
         SHA-256 of the file, hexadecimal.
@@ -152,7 +162,7 @@ def write_shard(path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: 
     ]
     arrays = [_array(values, field.type) for values, field in zip(columns, table_schema, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=table_schema)
-    with replacing(path) as file:
+    with replacing(path, moving) as file:
         hashing = _Hashing(file)
         with pa.ipc.new_file(pa.PythonFile(hashing, "w"), table_schema) as writer:
             writer.write_batch(batch)
@@ -247,7 +257,10 @@ class Shard:
             _, offsets, data = images.buffers()
             self._offsets = np.frombuffer(offsets, np.int32)[: self.rows + 1].astype(np.int64)
             self._pixels = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+            starts, stops = self._offsets[:-1], self._offsets[1:]
+            self._placed = (starts >= 0) & (starts <= stops) & (stops <= len(self._pixels))
         else:
+            self._placed = np.ones(self.rows, np.bool_)
             self._pixels = np.frombuffer(images.buffers()[1], np.uint8)[: self.rows * size * size * 3]
             self._pixels = self._pixels.reshape(self.rows, size, size, 3)
 
@@ -305,7 +318,7 @@ class Shard:
             CorruptSampleError: They differ; names shard and row.
         """
         numbers = (int(self._ids[row]), int(self._copies[row]), int(self._labels[row]))
-        if pixel_checksum(self.image(row), *numbers) != int(self._checksums[row]):
+        if not self._placed[row] or pixel_checksum(self.image(row), *numbers) != int(self._checksums[row]):
             raise self._damaged(row)
 
     def check_provenance(self, row: int) -> None:

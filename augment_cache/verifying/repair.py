@@ -1,5 +1,6 @@
 """Build damaged shards again, aside, and put them in place if they are what the manifest says."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from augment_cache.build import BuildConfig, Plan, carry_out, make_plan, make_workers
-from augment_cache.building.folder import write_rejected
+from augment_cache.building.folder import missing_shards, write_rejected
 from augment_cache.building.lock import building
 from augment_cache.building.run import build_shards
 from augment_cache.building.shard_plan import ShardTask
-from augment_cache.building.state import BUILD_NAME, SPLITS_NAME, Identity, read_identity, read_splits, write_splits
-from augment_cache.format.manifest import MANIFEST_NAME, REJECTED_NAME, SHARD_NAME, Manifest, file_sha256
+from augment_cache.building.state import SPLITS_NAME, Identity, read_identity, read_splits, write_splits
+from augment_cache.building.worker import Claim
+from augment_cache.format.manifest import BUILD_NAME, MANIFEST_NAME, REJECTED_NAME, SHARD_NAME, Manifest, file_sha256
 from augment_cache.format.policy import PolicyFile, policy_from_dict
 from augment_cache.format.shards import Shard, read_metadata
 from augment_cache.verifying.check import Findings
@@ -46,7 +48,10 @@ def repair_cache(cache: Path, data: Path, findings: Findings) -> list[str]:
     config, policy = _as_it_was_built(cache, data, identity)
     with building(cache, None):
         if manifest is None:
-            return _restore_all(cache, config, make_plan(config, policy, known=read_splits(cache)), identity)
+            # Nothing vouches for splits.csv either: the better of two plans is the one that the shards agree with.
+            plans = [make_plan(config, policy, known=known) for known in (read_splits(cache), {})]
+            plan = min(plans, key=lambda plan: len(missing_shards(cache, plan.recipe, plan.tasks)))
+            return _restore_all(cache, config, plan, identity)
         plan = _plan_again(cache, config, policy, findings)
         _refuse_other_sources(manifest, plan, data)
         return _restore(cache, config, plan, findings)
@@ -130,7 +135,7 @@ def _restore(cache: Path, config: BuildConfig, plan: Plan, findings: Findings) -
     tasks = [task for task in plan.tasks if task.file in hurt]
     with _aside(cache) as aside:
         with _progress(tasks) as progress:
-            build_shards(plan.recipe, tasks, aside, make_workers(config, tasks), progress.advance, {})
+            build_shards(plan.recipe, tasks, aside, make_workers(config, tasks), progress.advance, Claim())
         beside = sorted(hurt & set(manifest.files))
         wanted = {name: entry.sha256 for name, entry in manifest.shards.items()} | manifest.files
         _write_beside(cache, aside, plan, manifest, hurt, beside)
@@ -179,8 +184,10 @@ def _is_same(first: Path, second: Path) -> bool:
 
 @contextmanager
 def _aside(cache: Path) -> Iterator[Path]:
-    """A folder beside the cache, so that moving is renaming; gone again whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=f".{cache.resolve().name}.repair-", dir=cache.resolve().parent) as folder:
+    """A folder on the disk of the cache, so that moving is renaming; gone again whatever happens."""
+    cache = cache.resolve()
+    beside = os.access(cache.parent, os.W_OK) and not cache.is_mount()
+    with tempfile.TemporaryDirectory(prefix=f".{cache.name}.repair-", dir=cache.parent if beside else cache) as folder:
         yield Path(folder)
 
 

@@ -5,20 +5,24 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipelines.errors import UsageError
 
+Moving = Callable[[], AbstractContextManager[None]]
+"""What surrounds the moment in which a file appears under its name; may raise."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, moving: Moving = nullcontext) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete: written beside it, flushed to disk, renamed.
 
     Args:
         path: The file; folders that lead to it are made. A failure leaves what was there as it was.
+        moving: Around the renaming.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # On a file system that several machines share, a process number alone may be somebody else's too.
@@ -28,7 +32,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        with moving():
+            aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -101,6 +102,26 @@ def test_a_name_with_a_comma_and_quotes_survives_rejected_csv(own_photos, build_
     (own_photos / "Paper" / 'a, "b".jpg').write_bytes(b"")
     build_cache(own_photos, tmp_path / "cache")
     assert [line["source"] for line in rejected(tmp_path / "cache")] == ['Paper/a, "b".jpg']
+
+
+@pytest.mark.parametrize("name", [b"Paper/b\xff.jpg", b"Pap\xff/b.jpg"])
+def test_a_name_that_is_no_utf8_is_refused_by_name(own_photos, build_cache, jpeg, tmp_path, name):
+    """Arrow's texts are UTF-8; other names end up nowhere."""
+    path = Path(os.fsdecode(os.fsencode(own_photos) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(jpeg(1))
+    with pytest.raises(UsageError, match=r"\\udcff.*not UTF-8.*rename it"):
+        build_cache(own_photos, tmp_path / "cache", val=0, test=0)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\rb.jpg", " .jpg", "a,b.jpg", '"', "日本.jpg", "-x.jpg", "a'b;c.JPG"])
+def test_strange_names_keep_their_split(own_photos, build_cache, hashes, jpeg, tmp_path, name):
+    (own_photos / "Paper" / (name if "." in name else f"{name}.jpg")).write_bytes(jpeg(1))
+    build_cache(own_photos, tmp_path / "cache")
+    before = hashes(tmp_path / "cache")
+    assert build_cache(own_photos, tmp_path / "cache")["built_shards"] == 0
+    assert hashes(tmp_path / "cache") == before
 
 
 def test_all_images_of_a_split_damaged(cut_photos, build_cache, tmp_path):

@@ -372,6 +372,23 @@ def test_one_shard_per_sample_leaves_empty_ones(photos, cache, build_cache, tmp_
         assert [source.record(row).copy for row in rows] == source.copies.tolist()
 
 
+@pytest.mark.dali
+def test_empty_shards_by_dali(photos, build_cache, tmp_path):
+    """DALI takes no batch without images."""
+    pytest.importorskip("nvidia.dali")
+    build_cache(photos, tmp_path / "cache", shard_mib=1e-5, engine="dali", device="cpu", copies=0)
+    assert min(shard.rows for shard in read_manifest(tmp_path / "cache").splits["train"].shards) == 0
+
+
+@pytest.mark.parametrize("name", ["train", "notes.txt", "lock", "manifest.json.bak"])
+def test_a_file_of_somebody_else_is_refused(photos, build_cache, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    path.write_text("precious", encoding="utf-8")
+    with pytest.raises(UsageError, match="no part of a cache"):
+        build_cache(photos, tmp_path / "out", force=True)
+
+
 def test_cut_folders_keep_their_splits(cut_photos, build_cache, tmp_path):
     build_cache(cut_photos, tmp_path / "cache")
     for split, samples in (("train", 30), ("val", 9), ("test", 6)):

@@ -25,7 +25,9 @@ KINDS = ("jpeg", "raw", "folders", "rejects", "uneven")
 SHARD = "train/shard-00001-of-00004.arrow"
 NUMBERS = {"sample_id": 8, "copy": 2, "height": 4, "width": 4, "label": 8, "checksum": 4, "provenance_checksum": 4}
 POLICY = """\
-sequences: [[{op: brightness, magnitude: [0.1, 1.9], p: 1.0}]]
+ops_per_copy: 2
+ops: [{op: Cutout}, {op: Rotate}, {op: Brightness}]
+then: [{op: FlipX, probability: 0.5}]
 class_copies: {Paper: 5}
 """
 
@@ -121,7 +123,7 @@ def made(photos, cache, raw_cache, build_cache, tmp_path_factory, jpeg):
     split = root / "split"
     rejects = Path(shutil.copytree(photos, root / "rejects"))
     (rejects / "Paper" / "0001.jpg").write_bytes(jpeg(1)[:200])
-    (rejects / "Paper" / "empty, with \"quotes\".jpg").write_bytes(b"")
+    (rejects / "Paper" / 'empty, with "quotes".jpg').write_bytes(b"")
     for number, (name, part) in enumerate((name, part) for name in ("A", "B") for part in ("train", "val")):
         for index in range(9 if part == "train" else 3):
             path = split / part / name / f"{index}.jpg"
@@ -280,41 +282,40 @@ def test_places_are_right(made):
                     (row,) = place.rows
                     assert int.from_bytes(chunk, "little") == table[row][place.column]
                 seen.add(place.column)
-            assert {"op", "op text offsets", "magnitude", "centre", "source offsets"} <= seen or "train" not in str(path)
+            assert {"op", "op text offsets", "magnitude", "centre", "source offsets"} <= seen or "train" not in str(
+                path
+            )
 
 
 COLUMNS = [
     *NUMBERS, "image", "source", "source offsets", "op", "op offsets", "op text offsets", "magnitude",
     "magnitude offsets", "centre", "centre offsets",
 ]  # fmt: skip
+FLIPPED = [
+    *((kind, column) for kind in ("jpeg", "raw") for column in COLUMNS),
+    ("jpeg", "image offsets"),  # once a bug: a start below 0 was taken for 0, an end behind the data for its end
+]
 
 
-@pytest.mark.parametrize("column", [*COLUMNS, "image offsets"])
-@pytest.mark.parametrize("kind", ["jpeg", "raw"])
-def test_a_flip_in_a_value_names_its_row(made, own, verify, kind, column):
+@pytest.mark.parametrize(("kind", "column"), FLIPPED)
+def test_a_flip_in_a_value_names_its_row(own, kind, column):
     _, cache = own(kind)
     path = first_shard(cache)
     clean = pa.ipc.open_file(path).read_all().to_pylist()
     found = [place for place in places(path) if place.column == column]
-    if (kind, column) == ("raw", "image offsets"):
-        assert not found
-        return
     whole = path.read_bytes()
     for place in (found[0], found[len(found) // 2], found[-1]):
         for position, bits in ((place.start, 1), (place.stop - 1, 128)):
             path.write_bytes(whole)
             flip(path, position, bits)
-            status, report, err = verify(cache)
-            assert status == 1
-            assert one_sentence(err)
-            assert not report["whole"]
-            assert {damage["file"] for damage in report["damage"]} == {name_in(cache, path)}
-            assert {damage["row"] for damage in report["damage"]} == place.rows
-            for damage in report["damage"]:
+            damages = damage_of(cache)
+            assert {damage.file for damage in damages} == {name_in(cache, path)}
+            assert {damage.row for damage in damages} == place.rows
+            for damage in damages:
                 if column != "sample_id":
-                    assert damage["sample_id"] == f"{clean[damage['row']]['sample_id']:016x}"
-                if not column.startswith("source") and damage["source"] is not None:
-                    assert damage["source"] == clean[damage["row"]]["source"]
+                    assert damage.sample_id == f"{clean[damage.row]['sample_id']:016x}"
+                if not column.startswith("source") and damage.source is not None:
+                    assert damage.source == clean[damage.row]["source"]
 
 
 def test_a_flipped_sample_id_is_shown_as_it_stands(own):
@@ -341,7 +342,7 @@ def test_a_flip_outside_of_the_rows(own, kind):
     first, last = min(place.start for place in mine), max(place.stop for place in mine)
     assert ((outside > first) & (outside < last)).any(), "no padding to flip"
     draw = np.random.Generator(np.random.Philox(7))
-    spots = [0, 6, 7, len(whole) - 1, len(whole) - 8, *draw.choice(outside, 250).tolist()]
+    spots = [0, 6, 7, len(whole) - 1, len(whole) - 8, *draw.choice(outside, 100).tolist()]
     for position in spots:
         path.write_bytes(whole)
         flip(path, position, int(draw.integers(1, 256)))
@@ -354,7 +355,7 @@ def test_a_flip_outside_of_the_rows(own, kind):
 
 
 def test_words_that_pyarrow_answers_with_nonsense(own):
-    """Every byte of the record batch's description, to values that overflow: no crash, no exception, always found."""
+    """Lowest and highest bytes of the record batch's numbers, which overflow: no crash, no exception, always found."""
     _, cache = own("jpeg")
     path = first_shard(cache, "val")
     whole, first = path.read_bytes(), min(place.start for place in places(path))
@@ -362,10 +363,11 @@ def test_words_that_pyarrow_answers_with_nonsense(own):
     for other in others:  # only one shard is of interest
         other.unlink()
     for position in range(first - 1100, first):
-        for bits in (0x80, 0x04):
-            path.write_bytes(whole)
-            flip(path, position, bits)
-            assert name in {damage.file for damage in damage_of(cache)}, (position, bits)
+        if position % 8 not in (0, 7):
+            continue
+        path.write_bytes(whole)
+        flip(path, position, 0x80 if position % 8 else 0x04)
+        assert name in {damage.file for damage in damage_of(cache)}, position
 
 
 FLIPS = st.tuples(st.integers(0, 2**32), st.integers(0, 2**32), st.integers(1, 255))
@@ -377,7 +379,7 @@ def test_any_flipped_byte_is_found_and_its_row_is_named(made, tmp_path, kind):
     files = sorted(path for path in cache.rglob("*") if path.is_file())
     mine = {path: places(path) for path in files if path.suffix == ".arrow"}
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
     @given(FLIPS)
     @example((0, 0, 1))
     def run(flipped):
@@ -391,9 +393,9 @@ def test_any_flipped_byte_is_found_and_its_row_is_named(made, tmp_path, kind):
         finally:
             path.write_bytes(whole)
         assert {found.file for found in damage} == {name_in(cache, path)}
-        rows = {
-            row for place in mine.get(path, []) if place.start <= position < place.stop for row in place.rows
-        } or {None}
+        rows = {row for place in mine.get(path, []) if place.start <= position < place.stop for row in place.rows} or {
+            None
+        }
         if rows != {None}:
             assert {found.row for found in damage} == rows
 
@@ -460,14 +462,17 @@ def test_a_damaged_shard(own, verify, repaired, hashes, how):
     repaired(data, cache, wanted, [SHARD])
 
 
-@pytest.mark.parametrize("name", ["build.json", "splits.csv", "rejected.csv", "manifest.json"])
+BESIDE = [
+    *(("jpeg", name) for name in ("build.json", "splits.csv", "manifest.json")),
+    ("rejects", "rejected.csv"),
+    ("folders", "manifest.json"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), BESIDE)
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty", "foreign", "flip"])
-@pytest.mark.parametrize("kind", ["jpeg", "rejects", "folders"])
 def test_a_damaged_file_beside_the_shards(own, verify, repaired, hashes, kind, name, how):
     data, cache = own(kind)
-    if not (cache / name).exists():
-        assert (kind, name) == ("folders", "splits.csv")
-        return
     wanted = hashes(cache)
     if how == "flip":
         flip(cache / name, (cache / name).stat().st_size // 2)
@@ -529,8 +534,7 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
-@pytest.mark.parametrize("how", ["flip", "truncated"])
-@pytest.mark.parametrize("kind", ["jpeg", "rejects"])
+@pytest.mark.parametrize(("kind", "how"), [("jpeg", "truncated"), ("rejects", "flip")])
 def test_several_damages_at_once(own, repaired, hashes, kind, how, names):
     data, cache = own(kind)
     wanted = hashes(cache)
@@ -556,14 +560,24 @@ def test_padding_is_not_laundered_by_a_lost_manifest(own, repaired, hashes):
     repaired(data, cache, wanted, [SHARD, "manifest.json"])
 
 
-def test_build_json_and_manifest_both_damaged(own, verify, hashes):
+def test_build_json_and_manifest_both_damaged(own, verify, repaired, hashes):
+    """The shards say how they were made."""
     data, cache = own("jpeg")
+    wanted = hashes(cache)
     (cache / "build.json").write_bytes(b"{")
     flip(cache / "manifest.json", 900)
-    before = hashes(cache)
     status, report, _ = verify(cache)
     assert status == 1
     assert [damage["file"] for damage in report["damage"]] == ["manifest.json"]
+    repaired(data, cache, wanted, ["build.json", "manifest.json"])
+
+
+def test_nothing_left_that_says_how_it_was_made(own, verify, hashes):
+    data, cache = own("jpeg")
+    for path in cache.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"{")
+    before = hashes(cache)
     status, _, err = verify(cache, "--repair", "--data", data)
     assert status == 2
     assert "no longer says how it was made; build it again with --force" in err

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -38,12 +40,16 @@ class Config:
         batch_size: Samples at a time.
         move: Names to move.
         sizes: Of the images.
+        force: Do it anyway.
+        sure_of_it: Quite.
     """
 
     out_dir: str = "out"
     batch_size: int = 8
     move: list[str] = field(default_factory=list)
     sizes: Sizes = field(default_factory=Sizes)
+    force: bool = False
+    sure_of_it: bool = True
 
 
 def report_of(config):
@@ -101,6 +107,57 @@ def test_exit_status_of_an_interruption(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("rooms.job: interrupted")
+
+
+def test_exit_status_of_a_termination(capsys):
+    """SIGTERM, as Slurm and `kill` send it, tidies up like Ctrl-C does."""
+    tidied = []
+
+    def body(config):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            tidied.append(config)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run([], body=body) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert tidied
+    assert capsys.readouterr() == (
+        "",
+        "rooms.job: terminated; nothing half-written was left in place of a finished file\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "force", "sure"),
+    [
+        ([], False, True),
+        (["--force"], True, True),
+        (["--force", "--json"], True, True),
+        (["--force", "true"], True, True),
+        (["--force", "false"], False, True),
+        (["--force=true"], True, True),
+        (["--force=false", "--sure-of-it"], False, True),
+        (["--sure_of_it", "false", "--force"], True, False),
+        (["--sure-of-it=false", "--force", "--batch-size", "3"], True, False),
+        (["--out-dir", "--force"], None, None),
+        (["--force", "perhaps"], None, None),
+    ],
+)
+def test_switches_may_stand_alone(capsys, argv, force, sure):
+    seen = []
+
+    def body(config):
+        seen.append((config.force, config.sure_of_it))
+        return {}
+
+    status = run(argv, body=body)
+    assert (status, seen) == ((0, [(force, sure)]) if force is not None else (2, []))
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(capsys):

@@ -3,6 +3,7 @@
 Stated tolerance from raw pixels: one grey level in every pixel, for every op over its whole range, in both directions.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.choose import make_engine
 from pipelines.engines.cpu import CpuEngine, apply_op
 from pipelines.engines.dali_compat import dali_version
+from pipelines.errors import CorruptSampleError
 from pipelines.plan import Plan, Stage, View, draw, nothing
 from tests.pipelines.pictures import encoded, textured
 
@@ -372,6 +374,135 @@ def test_closing_an_engine_under_a_live_stream_is_quiet(name):
     next(stream)
     engine.close()
     stream.close()
+
+
+class Lazy(Sequence):
+    """Files that are read when they are asked for; some cannot be."""
+
+    def __init__(self, images, broken=()):
+        self.images, self.broken, self.asked = images, set(broken), []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        if index in self.broken:
+            raise CorruptSampleError(f"{index}: gone")
+        return self.images[index]
+
+
+def summary(pixels):
+    """What `finish` makes of an image in these tests; a copy, as it must not keep the pixels."""
+    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    return pixels.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("dali", marks=needs_dali)])
+class TestFinish:
+    """Encoding in the engine's threads, and files that are read there."""
+
+    def engine(self, name, threads):
+        return make_engine(name, RenderSpec(SIZE), device="cpu", threads=threads)
+
+    def jobs(self, files, finish, sizes=(5, 1, 40, 17), broken=(0, 7, 22), rounds=(0, 1, 2)):
+        """Batches of several sizes; samples of `broken` cannot be read."""
+        start, made = 0, []
+        for number, size in enumerate(sizes):
+            part = slice(start, start + size)
+            ids = np.arange(start, start + size, dtype=np.uint64)
+            plan = draw(ALL_OPS, ids, seed=1, stage=Stage.BUILD, rounds=rounds)
+            images = Lazy(files[part], [index - start for index in broken if part.start <= index < part.stop])
+            made.append(Job(images, plan, tag=number, finish=finish))
+            start += size
+        return made
+
+    def files(self):
+        return [encoded(textured(30 + index, 70, index)) for index in range(63)]
+
+    def test_products_are_the_pixels_in_order(self, name, threads):
+        engine = self.engine(name, threads)
+        files = self.files()
+        plain = list(engine.stream(self.jobs(files, None)))
+        finished = list(engine.stream(self.jobs(files, summary)))
+        engine.close()
+        assert [result.tag for result in finished] == [0, 1, 2, 3]
+        for pixels, products in zip(plain, finished, strict=True):
+            count = pixels.pixels.shape[1]
+            assert tuple(products.pixels.shape) == (3, 0, SIZE, SIZE, 3)
+            assert pixels.errors == products.errors
+            assert not pixels.products or not any(pixels.products)
+            assert len(products.products) == count
+            for index in range(count):
+                wanted = [pixels.pixels[number, index].numpy().tobytes() for number in range(3)]
+                assert products.products[index] == (None if index in products.errors else wanted)
+                assert (index in pixels.errors) == bool((pixels.pixels[:, index] == FILL).all())
+
+    def test_files_that_cannot_be_read_or_decoded_are_errors(self, name, threads):
+        engine = self.engine(name, threads)
+        files = self.files()[:6]
+        files[2] = files[2][: len(files[2]) // 2]
+        job = Job(Lazy(files, [0, 5]), nothing(6), finish=summary)
+        (result,) = engine.stream([job])
+        engine.close()
+        assert set(result.errors) == {0, 2, 5}
+        assert result.errors[5] == "5: gone"
+        assert [product is None for product in result.products] == [True, False, True, False, False, True]
+        assert sorted(set(job.images.asked)) == list(range(6))
+
+    def test_nothing_can_be_read(self, name, threads):
+        engine = self.engine(name, threads)
+        (result,) = engine.stream([Job(Lazy(self.files()[:3], [0, 1, 2]), nothing(3), finish=summary)])
+        engine.close()
+        assert (set(result.errors), list(result.products)) == ({0, 1, 2}, [None, None, None])
+
+    def test_jobs_with_and_without_finish_in_turns(self, name, threads):
+        engine = self.engine(name, threads)
+        files = self.files()
+        plain, finished = self.jobs(files, None), self.jobs(files, summary)
+        mixed = [pair[number % 2] for number, pair in enumerate(zip(plain, finished, strict=True))] + plain + finished
+        results = list(engine.stream(mixed))
+        alone = [result for job in mixed for result in engine.stream([job])]
+        engine.close()
+        assert [result.tag for result in results] == [job.tag for job in mixed]
+        for job, one, other in zip(mixed, results, alone, strict=True):
+            assert list(one.products) == list(other.products)
+            assert np.array_equal(one.pixels.numpy(), other.pixels.numpy())
+            assert (one.pixels.shape[1] == 0) == (job.finish is not None)
+            assert one.errors == other.errors
+
+    def test_an_error_of_finish_comes_out(self, name, threads):
+        engine = self.engine(name, threads)
+
+        def fail(pixels):
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            list(engine.stream(self.jobs(self.files(), fail)))
+        good = list(engine.stream(self.jobs(self.files(), summary)))
+        engine.close()
+        assert [len(result.products) for result in good] == [5, 1, 40, 17], "the engine is as good as before"
+
+    def test_a_stream_that_is_left_early_stops(self, name, threads):
+        engine = self.engine(name, threads)
+        stream = engine.stream(self.jobs(self.files(), summary))
+        assert next(stream).tag == 0
+        stream.close()
+        assert [result.tag for result in engine.stream(self.jobs(self.files(), summary))] == [0, 1, 2, 3]
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("dali", marks=needs_dali)])
+def test_one_thread_makes_the_same_as_four(name):
+    def products(threads):
+        engine = make_engine(name, RenderSpec(SIZE), device="cpu", threads=threads)
+        files = [encoded(textured(30 + index, 70, index)) for index in range(63)]
+        results = list(engine.stream(TestFinish().jobs(files, summary)))
+        engine.close()
+        return [(list(result.products), result.errors, result.tag) for result in results]
+
+    assert products(1) == products(4)
 
 
 @pytest.mark.dali

@@ -14,9 +14,9 @@ from pipelines.splits import stratified_split
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def split(samples, shares=SHARES, seed=0):
+def split(samples, shares=SHARES, seed=0, known=None):
     groups = [group for group, _ in samples]
-    return stratified_split(groups, np.array([label for _, label in samples], dtype=np.int64), shares, seed)
+    return stratified_split(groups, np.array([label for _, label in samples], dtype=np.int64), shares, seed, known)
 
 
 def groups_with(samples, result, label, position):
@@ -172,3 +172,85 @@ def test_thirty_three_thousand_photos_in_two_seconds():
     result = stratified_split(groups, labels.astype(np.int64), SHARES, 0)
     assert time.perf_counter() - start < 2
     assert np.bincount(result) / 33_000 == pytest.approx([0.7, 0.15, 0.15], abs=0.001)
+
+
+# --- known groups ----------------------------------------------------------------------------------------------------
+
+
+def homes(samples, result, shares):
+    """Group → name of its split."""
+    return {group: list(shares)[where] for (group, _), where in zip(samples, result.tolist(), strict=True)}
+
+
+known_of = st.dictionaries(
+    st.sampled_from([f"p{i}" for i in range(30)]), st.sampled_from(["train", "val", "test", "gone", ""]), max_size=30
+)
+
+
+@given(samples_of, known_of, st.integers(0, 9))
+def test_known_groups_never_move(samples, known, seed):
+    """Names that are no group or no split are ignored."""
+    found = homes(samples, split(samples, seed=seed, known=known), SHARES)
+    assert all(found[group] == where for group, where in known.items() if group in found and where in SHARES)
+
+
+@given(samples_of, shares_of, st.integers(0, 9), st.integers(0, 9))
+def test_what_is_known_of_all_groups_is_the_result_whatever_the_seed(samples, shares, seed, other):
+    result = split(samples, shares, seed)
+    again = split(samples, shares, other, homes(samples, result, shares))
+    assert again.tolist() == result.tolist()
+
+
+@given(samples_of, shares_of, st.integers(0, 9))
+def test_nothing_known_is_no_difference(samples, shares, seed):
+    strangers = {"somebody": "s0", "p0": "nowhere"}
+    assert split(samples, shares, seed, strangers).tolist() == split(samples, shares, seed).tolist()
+
+
+@given(samples_of, known_of, st.randoms(use_true_random=False))
+def test_order_of_samples_does_not_matter_with_known_groups_either(samples, known, random):
+    order = list(range(len(samples)))
+    random.shuffle(order)
+    straight = split(samples, known=known)
+    assert split([samples[i] for i in order], known=known).tolist() == straight[np.array(order, np.int64)].tolist()
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=150),
+    st.integers(1, 8),
+    st.sampled_from([(0.7, 0.15, 0.15), (0.8, 0.2), (0.34, 0.33, 0.33)]),
+    st.integers(0, 9),
+)
+def test_a_data_set_that_grows_keeps_its_shares(labels, steps, parts, seed):
+    """Built again after each of several additions: per class never further off than a cut from scratch may be."""
+    shares = {f"s{i}": part for i, part in enumerate(parts)}
+    samples = [(f"photo{i}", label) for i, label in enumerate(labels)]
+    known = {}
+    for step in range(1, steps + 1):
+        some = samples[: len(samples) * step // steps]
+        result = split(some, shares, seed, known)
+        before, known = known, homes(some, result, shares)
+        assert before.items() <= known.items()
+    for label in set(labels):
+        mine = result[np.array(labels) == label]
+        for position, part in enumerate(parts):
+            assert abs((mine == position).sum() - part * len(mine)) < 2 + 1e-9
+
+
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=60), st.integers(0, 9), st.data())
+def test_every_split_gets_a_class_if_new_groups_can_bring_it(labels, seed, data):
+    """Everything known lies in train, as after a first build without other splits."""
+    samples = [(f"photo{i}", label) for i, label in enumerate(labels)]
+    fixed = data.draw(st.sets(st.sampled_from([group for group, _ in samples])))
+    result = split(samples, seed=seed, known=dict.fromkeys(fixed, "train"))
+    for label in set(labels):
+        free = [group for group, other in samples if other == label and group not in fixed]
+        held = any(group in fixed for group, other in samples if other == label)
+        if len(free) + held >= 3 and len(free) >= 2:
+            assert all(groups_with(samples, result, label, position) for position in range(3))
+
+
+def test_known_groups_of_a_split_that_is_full_send_new_ones_elsewhere():
+    samples = [(f"old{i}", 0) for i in range(10)] + [(f"new{i}", 0) for i in range(10)]
+    result = split(samples, {"a": 0.5, "b": 0.5}, known={f"old{i}": "a" for i in range(10)})
+    assert result.tolist() == [0] * 10 + [1] * 10
