@@ -35,7 +35,7 @@ DTYPES: dict[str, type] = {
 }
 """The numeric columns."""
 _NUMBERS = struct.Struct("<Qhq")
-UNREADABLE = (OSError, pa.ArrowException, KeyError, ValueError, IndexError, TypeError)
+UNREADABLE = (OSError, pa.ArrowException, KeyError, ValueError, IndexError, TypeError, SystemError)
 """What pyarrow and numpy raise for a damaged file."""
 
 
@@ -255,7 +255,7 @@ class Shard:
         size = self._size
         if self._encoding == "jpeg":
             _, offsets, data = images.buffers()
-            self._offsets = np.frombuffer(offsets, np.int32)[: self.rows + 1].astype(np.int64)
+            self._offsets = np.frombuffer(offsets, np.int32, self.rows + 1).astype(np.int64)
             self._pixels = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
             starts, stops = self._offsets[:-1], self._offsets[1:]
             self._placed = (starts >= 0) & (starts <= stops) & (stops <= len(self._pixels))

@@ -1,6 +1,8 @@
 """Build damaged shards again, aside, and put them in place if they are what the manifest says."""
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,8 +188,11 @@ def _is_same(first: Path, second: Path) -> bool:
 def _aside(cache: Path) -> Iterator[Path]:
     """A folder on the disk of the cache, so that moving is renaming; gone again whatever happens."""
     cache = cache.resolve()
-    beside = os.access(cache.parent, os.W_OK) and not cache.is_mount()
-    with tempfile.TemporaryDirectory(prefix=f".{cache.name}.repair-", dir=cache.parent if beside else cache) as folder:
+    where = cache.parent if os.access(cache.parent, os.W_OK) and not cache.is_mount() else cache
+    prefix = f".{cache.name}.repair-"
+    for left in where.glob(f"{glob.escape(prefix)}*"):  # by a repair that was killed: we hold the cache
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=where) as folder:
         yield Path(folder)
 
 
