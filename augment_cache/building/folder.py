@@ -97,7 +97,8 @@ def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force
         (out / MANIFEST_NAME).unlink(missing_ok=True)
     wanted.write(out)  # also where it is there: a damaged one must not get into the manifest's checksums
     if cut:
-        if read_splits(out) != {file: task.split for task in tasks for file in task.files}:
+        there = read_splits(out)
+        if there and there != {file: task.split for task in tasks for file in task.files}:
             (out / MANIFEST_NAME).unlink(missing_ok=True)  # it knows the checksum of the old splits.csv
         write_splits(out, tasks)
     else:

@@ -111,8 +111,9 @@ def open_here(cache: Path) -> Run:
 
 
 def peak_mb(run: Run) -> float:
-    """Peak of memory of a build: of its largest process, or of all together where that is more; 10^6 bytes."""
-    return float(max(run["self_mb"], run["worker_mb"], run["together_mb"]))
+    """Peak of memory of a build: of its largest process, or of several together where that is more; 10^6 bytes."""
+    together = run["together_mb"] if run["processes"] > 1 else 0.0  # of one process the system's own record is exact
+    return float(max(run["self_mb"], run["worker_mb"], together))
 
 
 def growth(runs: Sequence[Run], processes: int) -> float | None:
@@ -190,8 +191,8 @@ def render(entry: dict[str, Any]) -> str:
     head = (
         f"JPEGs of {entry['side']} px, cache of {entry['size']} px, original + {entry['copies']} copies; "
         f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, load before builds {min(loads)} to "
-        f"{max(loads)}; {entry['date']}, commit {entry['git']}. Memory is that of the largest process or of all "
-        "together, shared pages counted once, whichever is more."
+        f"{max(loads)}; {entry['date']}, commit {entry['git']}. Memory is that of the largest process "
+        "(ru_maxrss) or, with several, of all together (PSS), whichever is more."
     )
     columns = (
         "rows",

@@ -42,7 +42,7 @@ def measure(data, name, recipe, out, seeds, cache_size, extra):
         entry["crop"] = {key: report[key] for key in ("photos", "crops", "bytes", "counts", "rejected")}
         entry["crop"]["seconds"] = round(seconds, 1)
     report, seconds = job(
-        "augment_cache.build", "--data", crops, "--out", out / "cache", "--size", cache_size, "--overwrite", "true"
+        "augment_cache.build", "--data", crops, "--out", out / "cache", "--size", cache_size, "--force"
     )
     entry["cache"] = {"size": cache_size, "bytes": report["bytes"], "splits": report["splits"]}
     entry["cache"] |= {"seconds": round(seconds, 1), "sources_per_second": report["sources_per_second"]}
