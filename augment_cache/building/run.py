@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -25,6 +26,7 @@ KILLED = (
     "a process that built shards was killed, perhaps for want of memory; run the same command again with fewer "
     "--processes or a smaller --batch: what is finished is kept"
 )
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
 TAKING_SECONDS = 20.0
 """To take the next shard takes microseconds."""
 
@@ -119,7 +121,8 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
             process = context.Process(  # type: ignore[attr-defined]
                 target=_work, args=(site, tasks, following, writer), name=f"build-{number}", daemon=True
             )
-            process.start()
+            with _without_signals():
+                process.start()
             writer.close()
             staff[reader] = process
         return _build_with_others(site, _taken(tasks, following), dict(staff), advance)
@@ -128,6 +131,16 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
             process.terminate()
         for process in staff.values():
             process.join()
+
+
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Hold signals back while a process is forked: it must not act on them with its parent's handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _build_with_others(
@@ -185,13 +198,13 @@ class _InProcessError(Exception):
 def _work(site: _Site, tasks: Sequence[ShardTask], following: Any, writer: Connection) -> None:  # noqa: ANN401
     """Build shards that nobody else has taken; `following` counts those that were."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what there is to say
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     end_with_parent()
     torch.set_num_threads(1)
     try:
         for result in _build_here(site, _taken(tasks, following), writer.send):
             writer.send(result)
-    except KeyboardInterrupt:
-        os._exit(1)
     except Exception as error:
         known = error if isinstance(error, (TacopressError, OSError)) else RuntimeError(repr(error))
         writer.send((known, "".join(traceback.format_exception(error))))
