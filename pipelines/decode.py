@@ -98,8 +98,6 @@ def exif_orientation(view: memoryview) -> int:
 
     Walks the marker segments up to the first scan, so that a thumbnail's own EXIF is never mistaken for the image's.
     """
-    if b"\xff\xe1" not in bytes(view[:EXIF_SCAN_BYTES]):  # saves most files the walk
-        return 1
     position, end = 2, min(len(view), EXIF_SCAN_BYTES)
     while position + 4 <= end and view[position] == 0xFF:
         marker = view[position + 1]
@@ -108,10 +106,9 @@ def exif_orientation(view: memoryview) -> int:
             continue
         if marker in (0xDA, 0xD9):
             break
-        length = int.from_bytes(view[position + 2 : position + 4], "big")
-        body = view[position + 4 : position + 2 + length]
-        if marker == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
-            return _tiff_orientation(bytes(body[6:]))
+        length = view[position + 2] << 8 | view[position + 3]
+        if marker == 0xE1 and bytes(view[position + 4 : position + 10]) == b"Exif\0\0":
+            return _tiff_orientation(bytes(view[position + 10 : position + 2 + length]))
         position += 2 + length
     return 1
 

@@ -172,20 +172,28 @@ def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty
 def _images(root: Path, class_name: str) -> list[str]:
     """Relative paths of the images of a class, at any depth, sorted."""
     _refuse_stray_link(root, root / class_name)
-    found = []
-    for folder, subfolders, names in os.walk(root / class_name):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in subfolders:
-            if (Path(folder) / name).is_symlink():
-                raise UsageError(f"{Path(folder) / name} is a link to a folder, which is not followed; copy the folder")
-        below = Path(folder).relative_to(root).as_posix()
-        for name in names:
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122 - fast
-                continue
-            if os.path.islink(f"{folder}/{name}"):  # noqa: PTH114
-                _refuse_stray_link(root, Path(folder) / name)
-            found.append(f"{below}/{name}")
+    found: list[str] = []
+    folders = [class_name]
+    while folders:
+        below = folders.pop()
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                _sort_in(root, f"{below}/{entry.name}", entry, found, folders)
     return sorted(found)
+
+
+def _sort_in(root: Path, name: str, entry: "os.DirEntry[str]", found: list[str], folders: list[str]) -> None:
+    """Put an entry among the images or the folders, if it is one of either."""
+    if entry.name.startswith("."):
+        return
+    if entry.is_dir():
+        if entry.is_symlink():
+            raise UsageError(f"{entry.path} is a link to a folder, which is not followed; copy the folder")
+        folders.append(name)
+    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - fast
+        if entry.is_symlink():
+            _refuse_stray_link(root, Path(entry.path))
+        found.append(name)
 
 
 def _refuse_stray_link(root: Path, path: Path) -> None:

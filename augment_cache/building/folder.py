@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from augment_cache.building.facts import ShardFacts, read_facts
 from augment_cache.building.shard_plan import ShardTask, listing_checksum
 from augment_cache.building.state import (
     SPLITS_NAME,
@@ -24,12 +24,11 @@ from augment_cache.format.manifest import (
     REJECTED_NAME,
     SHARD_NAME,
     Manifest,
-    ShardEntry,
     SplitEntry,
     file_sha256,
     read_manifest,
 )
-from augment_cache.format.shards import Shard, read_metadata
+from augment_cache.format.shards import read_metadata
 from augment_cache.format.source import CacheSource
 from pipelines.console.files import write_csv
 from pipelines.console.output import say
@@ -185,11 +184,11 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
         UsageError: A shard vanished meanwhile, or no image of a split could be read.
     """
     _remove_shards(out, keep={task.file for task in tasks})
-    facts: dict[str, list[_ShardFacts]] = {}
-    digests = {result.file: result.sha256 for result in results}
+    facts: dict[str, list[ShardFacts]] = {}
+    known = {result.facts.entry.file: result.facts for result in results}
     for task in tasks:
-        facts.setdefault(task.split, []).append(_ShardFacts(out, task.file, recipe, digests.get(task.file)))
-    rejected = write_rejected(out, {task.file: out / task.file for task in tasks})
+        facts.setdefault(task.split, []).append(_facts(out, task.file, recipe, known.get(task.file)))
+    rejected = write_rejected(out, {shard.entry.file: shard.rejected for each in facts.values() for shard in each})
     for split, shards in facts.items():
         if sum(shard.samples for shard in shards) == 0:
             (out / MANIFEST_NAME).unlink(missing_ok=True)
@@ -210,21 +209,18 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
     return manifest
 
 
-def write_rejected(out: Path, shards: Mapping[str, Path]) -> int:
-    """Write `rejected.csv` from what the shards' metadata says.
+def write_rejected(out: Path, rejected: Mapping[str, Sequence[Sequence[str]]]) -> int:
+    """Write `rejected.csv`.
 
     Args:
         out: Where to.
-        shards: Path relative to the cache → where the shard lies.
+        rejected: Path of a shard relative to the cache → source, class and reason of each file that is left out, as
+            its metadata has them.
 
     Returns:
         Number of rejected sources.
     """
-    rows = [
-        [name.partition("/")[0], *reject]
-        for name, path in shards.items()
-        for reject in (read_metadata(path) or {}).get("rejected", [])
-    ]
+    rows = [[name.partition("/")[0], *reject] for name, rejects in rejected.items() for reject in rejects]
     write_csv(out / REJECTED_NAME, ("split", "source", "class", "reason"), sorted(rows))
     return len(rows)
 
@@ -236,22 +232,21 @@ def _is_written(out: Path, manifest: Manifest) -> bool:
         return False
 
 
-class _ShardFacts:
-    """What the manifest says about a shard, read back from the file."""
+def _facts(out: Path, name: str, recipe: Recipe, known: ShardFacts | None) -> ShardFacts:
+    """The facts of a shard that is there."""
+    path = out / name
+    try:
+        if known is None:
+            return read_facts(out, name, recipe.encoding, recipe.size, len(recipe.classes))
+        if path.is_file() and path.stat().st_size == known.entry.bytes:
+            return known
+        reason = None
+    except UsageError as error:
+        reason = error
+    raise UsageError(f"{path} vanished or was damaged while the cache was being built; run the build again") from reason
 
-    def __init__(self, out: Path, name: str, recipe: Recipe, digest: str | None) -> None:
-        path = out / name
-        metadata: dict[str, Any] | None = read_metadata(path)
-        if metadata is None:
-            raise UsageError(f"{path} vanished or was damaged while the cache was being built; run the build again")
-        shard = Shard(path, recipe.encoding, recipe.size)
-        self.samples = int(metadata["samples"])
-        self.counts = np.bincount(shard.column("label"), minlength=len(recipe.classes))
-        digest = digest or file_sha256(path)
-        self.entry = ShardEntry(name, shard.rows, path.stat().st_size, digest, metadata["fingerprint"])
 
-
-def _split_entry(classes: tuple[str, ...], shards: list[_ShardFacts]) -> SplitEntry:
+def _split_entry(classes: tuple[str, ...], shards: list[ShardFacts]) -> SplitEntry:
     counts = np.sum([shard.counts for shard in shards], axis=0)
     return SplitEntry(
         samples=sum(shard.samples for shard in shards),

@@ -12,9 +12,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from augment_cache.building.facts import ShardFacts, read_facts
 from augment_cache.building.lock import turn
 from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint, listing_checksum
-from augment_cache.format.manifest import BUILD_NAME, MANIFEST_NAME, file_sha256
+from augment_cache.format.manifest import BUILD_NAME, MANIFEST_NAME, ShardEntry
 from augment_cache.format.policy import PolicyFile
 from augment_cache.format.shards import Encoding, Row, Shard, read_metadata, schema, write_shard
 from pipelines.augmentations import OPS
@@ -62,16 +63,14 @@ class ShardResult:
     """What became of a shard.
 
     Attributes:
-        file: Path relative to the cache.
+        facts: What the manifest says about it.
         sources: Number of its sources.
         reused: It was there already, made from the same sources by the same recipe.
-        sha256: Of the file, hexadecimal.
     """
 
-    file: str
+    facts: ShardFacts
     sources: int
     reused: bool
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,8 @@ class ShardBuilder:
     def _jobs(self, tasks: Iterable[ShardTask], ready: deque[ShardResult], advance: Advance) -> Iterator[Job]:
         """The work; shards that need none are `ready`."""
         for task in tasks:
-            if digest := self._finished(task):
-                ready.append(ShardResult(task.file, len(task.files), reused=True, sha256=digest))
+            if facts := self._finished(task):
+                ready.append(ShardResult(facts, len(task.files), reused=True))
                 advance(len(task.files))
                 continue
             self._retire(task)
@@ -237,8 +236,11 @@ class ShardBuilder:
             "rejected": rejected,
         }
         columns = schema(classes, self._recipe.encoding, self._recipe.size, metadata)
-        digest = write_shard(self._out / task.file, _rows(shard), columns, self._recipe.size, self._still_ours)
-        return ShardResult(task.file, len(task.files), reused=False, sha256=digest)
+        rows = _rows(shard)
+        digest, size = write_shard(self._out / task.file, rows, columns, self._recipe.size, self._still_ours)
+        entry = ShardEntry(task.file, len(rows), size, digest, metadata["fingerprint"])
+        counts = np.bincount([row.label for row in rows], minlength=len(classes)).tolist()
+        return ShardResult(ShardFacts(entry, metadata["samples"], counts, rejected), len(task.files), reused=False)
 
     @contextmanager
     def _still_ours(self) -> Iterator[None]:
@@ -263,22 +265,23 @@ class ShardBuilder:
             "listing": listing,
         }
 
-    def _finished(self, task: ShardTask) -> str:
-        """SHA-256 of a shard that is there, made from the same things, every byte as it was written; otherwise ""."""
+    def _finished(self, task: ShardTask) -> ShardFacts | None:
+        """A shard that is there, made from the same things, every byte as it was written; otherwise None."""
         path = self._out / task.file
         found = read_metadata(path) if path.is_file() else None
         listing = listing_checksum(self._recipe.values, self._recipe.classes, task)
         if found is None or any(found.get(key) != value for key, value in self._metadata(task, listing).items()):
-            return ""
+            return None
         digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
         if found.get("fingerprint") != fingerprint(listing, digests) or not self._is_whole(path, found):
-            return ""
-        digest = file_sha256(path)
-        if digest != self._claim.known.get(task.file, digest):
-            return ""
-        for file, _, reason in found["rejected"]:
+            return None
+        recipe = self._recipe
+        facts = read_facts(self._out, task.file, recipe.encoding, recipe.size, len(recipe.classes))
+        if facts.entry.sha256 != self._claim.known.get(task.file, facts.entry.sha256):
+            return None
+        for file, _, reason in facts.rejected:
             self._reject(task, file, reason)
-        return digest
+        return facts
 
     def _is_whole(self, path: Path, found: dict[str, Any]) -> bool:
         """Whether rows and schema of a file are as they were written."""

@@ -6,7 +6,6 @@ Images are JPEG files or raw RGB rows; either way one contiguous buffer, so that
 
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from hashlib import sha256
@@ -15,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
@@ -70,12 +70,12 @@ class Row(NamedTuple):
         """CRC-32 of the rest of the row: height and width (both `size`), source, ops, magnitudes, centres."""
         words = "\0".join((self.source, *self.op)).encode("utf-8", "surrogatepass")
         count = len(self.magnitude) + len(self.centre)
-        return zlib.crc32(words + struct.pack(f"<ii{count}f", size, size, *self.magnitude, *self.centre))
+        return crc32(words + struct.pack(f"<ii{count}f", size, size, *self.magnitude, *self.centre))
 
 
 def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
     """CRC-32 over an image and the numbers that belong to it."""
-    return zlib.crc32(image, zlib.crc32(_NUMBERS.pack(sample_id, copy, label)))
+    return crc32(image, crc32(_NUMBERS.pack(sample_id, copy, label)))
 
 
 def _image_type(encoding: Encoding, size: int) -> pa.DataType:
@@ -133,7 +133,7 @@ def _features(classes: Sequence[str]) -> dict[str, Any]:
 
 def write_shard(
     path: Path, rows: Sequence[Row], table_schema: pa.Schema, size: int, moving: Moving = nullcontext
-) -> str:
+) -> tuple[str, int]:
     """Write a shard; it exists whole or not at all.
 
     Args:
@@ -144,7 +144,7 @@ def write_shard(
         moving: Around the moment in which it appears.
 
     Returns:
-        SHA-256 of the file, hexadecimal.
+        SHA-256 of the file, hexadecimal, and its size in bytes.
     """
     columns: list[Sequence[Any]] = [
         [row.sample_id for row in rows],
@@ -166,7 +166,8 @@ def write_shard(
         hashing = _Hashing(file)
         with pa.ipc.new_file(pa.PythonFile(hashing, "w"), table_schema) as writer:
             writer.write_batch(batch)
-    return hashing.digest.hexdigest()
+        size_of_file = file.tell()
+    return hashing.digest.hexdigest(), size_of_file
 
 
 class _Hashing:
@@ -215,11 +216,16 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     """The Tacopress metadata of a shard; None if the file is no whole shard."""
     try:
         with pa.memory_map(str(path)) as file:
-            found = pa.ipc.open_file(file).schema.metadata or {}
-        value = json.loads(found[METADATA_KEY])
+            return _metadata(pa.ipc.open_file(file).schema)
     except UNREADABLE:
         return None
-    return value if isinstance(value, dict) else None
+
+
+def _metadata(table_schema: pa.Schema) -> dict[str, Any]:
+    value = json.loads((table_schema.metadata or {})[METADATA_KEY])
+    if not isinstance(value, dict):
+        raise TypeError("metadata that is no mapping")
+    return value
 
 
 class Shard:
@@ -250,6 +256,18 @@ class Shard:
             self._place_images(images)
         except UNREADABLE as error:
             raise UsageError(f"{path} is missing or no shard of a cache ({error}); {CURE}") from error
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The Tacopress metadata.
+
+        Raises:
+            UsageError: There is none.
+        """
+        try:
+            return _metadata(self._schema)
+        except UNREADABLE as error:
+            raise UsageError(f"{self.path} does not say what it holds ({error}); {CURE}") from error
 
     def _place_images(self, images: pa.Array) -> None:
         size = self._size

@@ -219,7 +219,8 @@ def _write_beside(
     if SPLITS_NAME in beside:
         write_splits(aside, plan.tasks)
     if REJECTED_NAME in beside:
-        write_rejected(aside, {name: (aside if name in hurt else cache) / name for name in manifest.shards})
+        found = {name: read_metadata((aside if name in hurt else cache) / name) or {} for name in manifest.shards}
+        write_rejected(aside, {name: metadata.get("rejected", []) for name, metadata in found.items()})
 
 
 def _why_different(aside: Path, name: str, manifest: Manifest, plan: Plan, data: Path) -> str:

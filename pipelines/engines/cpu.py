@@ -243,14 +243,17 @@ def fitted(pixels: Pixels, full_size: tuple[int, int], placement: Placement, siz
     """
     source, target = _scaled(placement.source, full_size, (pixels.shape[0], pixels.shape[1])), placement.target
     part = pixels[source.top : source.top + source.height, source.left : source.left + source.width]
-    if (source.width, source.height) != (target.width, target.height):
-        shrunk = pixels.shape[:2] != full_size
-        part = resized(part, target.height, target.width, shrunk=shrunk)
-    if (target.width, target.height) == (size, size):
+    same = (source.width, source.height) == (target.width, target.height)
+    full = (target.width, target.height) == (size, size)
+    if same and full:
         return np.ascontiguousarray(part)
-    below, right = size - target.top - target.height, size - target.left - target.width
-    around = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
-    return cv2.copyMakeBorder(part, target.top, below, target.left, right, around, value=(FILL, FILL, FILL))
+    square = np.empty((size, size, 3), np.uint8) if full else np.full((size, size, 3), FILL, np.uint8)
+    inner = square[target.top : target.top + target.height, target.left : target.left + target.width]
+    if same:
+        inner[:] = part
+    else:
+        resize(part, inner, shrunk=pixels.shape[:2] != full_size)
+    return square
 
 
 _scaled = lru_cache(4096)(scaled)
@@ -261,24 +264,25 @@ LITTLE = 1.25
 at 1.14 (512 to 256 to 224 px), plain bilinear comes nearer to Lanczos (40.4 dB) than the triangle filter (39.6 dB)."""
 
 
-def resized(pixels: Pixels, height: int, width: int, *, shrunk: bool = False) -> Pixels:
+def resize(pixels: Pixels, out: Pixels, *, shrunk: bool = False) -> None:
     """Bilinear with antialiasing: the triangle filter grows with the reduction, as in Pillow and DALI.
 
     Args:
         pixels: uint8 [any, any, 3].
-        height: Of the result.
-        width: Of the result.
+        out: uint8 [height, width, 3], part of an image or a whole one; filled with the result.
         shrunk: The decoder has reduced the image already.
     """
+    height, width = out.shape[:2]
     if shrunk and pixels.shape[0] <= LITTLE * height and pixels.shape[1] <= LITTLE * width:
-        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+        return
     # torch would copy a part of an image in parallel, with a team of OpenMP threads for each thread that calls it.
     whole = np.require(pixels, requirements=["C", "W"])
     image = torch.from_numpy(whole[None]).permute(0, 3, 1, 2)
     # What torch.nn.functional.interpolate(mode="bilinear", antialias=True) calls after 10 us of questions.
     result = torch.ops.aten._upsample_bilinear2d_aa(image, [height, width], False, None, None)
     # The answer comes in planes. numpy would take three times as long to interleave them.
-    return cv2.merge(list(result.numpy()[0]))
+    cv2.merge(list(result.numpy()[0]), out)
 
 
 def apply_op(pixels: Pixels, name: str, value: float, centre: tuple[float, float] = (0.5, 0.5)) -> Pixels:
@@ -311,9 +315,9 @@ def apply_op(pixels: Pixels, name: str, value: float, centre: tuple[float, float
         centre_level = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
         return cv2.LUT(pixels, linear_table(1.0 + value, -value * centre_level))
     if name == "AutoContrast":
-        return cv2.merge([_stretched(plane) for plane in cv2.split(pixels)])
+        return cv2.merge([_stretched(plane) for plane in _planes(pixels)])
     if name == "Equalize":
-        return cv2.merge([cv2.equalizeHist(plane) for plane in cv2.split(pixels)])
+        return cv2.merge([cv2.equalizeHist(plane, plane) for plane in _planes(pixels)])
     if name == "Invert":
         return cv2.bitwise_not(pixels)
     if name == "Brightness":
@@ -356,6 +360,13 @@ def _warped(pixels: Pixels, name: str, value: float) -> Pixels:
         borderValue=(FILL, FILL, FILL, FILL),
     )
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def _planes(pixels: Pixels) -> list[NDArray[np.uint8]]:
+    """The channels, in memory of their own."""
+    planes = list(np.empty((3, *pixels.shape[:2]), np.uint8))
+    cv2.split(pixels, planes)  # to let OpenCV find the memory takes five times as long
+    return planes
 
 
 def _stretched(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -372,7 +372,7 @@ def test_an_error_in_a_worker_comes_back(photos, build_cache, tmp_path, monkeypa
             mark.touch()
             raise error
         assert _until(mark.exists, 10), "the other process has its share"
-        return "0" * 64
+        return "0" * 64, 0
 
     monkeypatch.setattr("augment_cache.building.worker.write_shard", fail)
     with pytest.raises(OSError if isinstance(error, OSError) else RuntimeError) as caught:
