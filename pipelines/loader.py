@@ -1,8 +1,9 @@
 """Batches of tensors from any source: order and plan decide, an engine renders, ranks share."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,27 +11,44 @@ from numpy.typing import NDArray
 
 from pipelines import order
 from pipelines.augmentations import Policy
-from pipelines.engines.base import Engine, Job
-from pipelines.errors import CorruptSampleError
+from pipelines.engines.base import Engine, Job, Rendered
+from pipelines.errors import CorruptSampleError, UsageError
+from pipelines.mix import NO_MIX, Mix, MixOptions, draw_mix, mixed
 from pipelines.plan import PLAIN_VIEW, Stage, View, draw
 from pipelines.sources import Source
+from pipelines.stats import LoaderStats
+from pipelines.tensors import TensorFormat
+
+OrderName = Literal["sequential", "shuffled", "balanced"]
+STEPS_PER_DRAW = 64
+"""Batches whose plan is drawn at once: many small draws would cost more than all else together."""
 
 
 class Batch(NamedTuple):
     """What a rank gets in one step.
 
     Attributes:
-        images: uint8 [k, 3, size, size] in channels-last memory, on the engine's device; see `normalised`.
+        images: [k, 3, size, size] on the engine's device, as the loader's format says.
         labels: int64 [k], on the same device.
         rows: int64 [k], positions in the source, on the CPU.
-        real: How many of the k samples count, from the front. Fewer than k only in the last step of an evaluation, on a
-            rank that has nothing left to do but must keep step with the others.
+        real: How many of the k samples count, from the front. Fewer than k only where a rank has nothing left to do but
+            must keep step with the others: in the last step of an evaluation, or when all its samples were skipped.
+        mix: How pairs of images were mixed; their targets have to be mixed likewise, see `pipelines.mix.Mix`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: NDArray[np.int64]
     real: int
+    mix: Mix | None = None
+
+
+class Skipped(NamedTuple):
+    """A sample that was left out."""
+
+    row: int
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +58,63 @@ class LoaderOptions:
     Attributes:
         batch_size: Size of the *global* batch: that of all ranks together.
         train: Shuffle, and leave out the incomplete batch at the end. Otherwise the source's order, every sample once.
+        order: Another order than the one that `train` stands for: `balanced` draws every class equally often.
         seed: Of order and plan.
         view: Random flip and crop.
         policy: Online augmentation, drawn anew in each epoch; None for none.
+        mix: Mixup and CutMix.
+        damaged: `raise` stops at a sample that cannot be read; `skip` leaves it out of its batch and goes on, see
+            `Loader.skipped`.
         rank: This process.
         world: Number of processes.
     """
 
     batch_size: int
     train: bool
+    order: OrderName | None = None
     seed: int = 0
     view: View = PLAIN_VIEW
     policy: Policy | None = None
+    mix: MixOptions = NO_MIX
+    damaged: Literal["raise", "skip"] = "raise"
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} does not exist among {self.world} processes")
-        if self.train and self.batch_size < self.world:
+        if self.train and self.batch_size < self.world * self.unit:
             raise ValueError(f"batch_size {self.batch_size} is smaller than the {self.world} processes that share it")
+
+    @property
+    def unit(self) -> int:
+        """Samples of a batch that no cut between ranks may part."""
+        return 2 if self.mix.active else 1
+
+    def rows(self, labels: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch: int64, positions in the source."""
+        name = self.order or ("shuffled" if self.train else "sequential")
+        if name == "shuffled":
+            return order.shuffled(len(labels), seed=self.seed, epoch=epoch)
+        if name == "balanced":
+            return order.balanced(labels, seed=self.seed, epoch=epoch)
+        return np.arange(len(labels), dtype=np.int64)
 
 
 @dataclass
 class Loader:
     """Iterates over the batches of one epoch at a time.
 
+    An iterator may be dropped at any time: nothing is left behind. Several may be under way at once.
+
     Attributes:
         source: Where samples come from.
         engine: Renders them; stays the caller's to close.
         options: How to read.
+        format: What the images are turned into.
         epoch: The epoch that the next iteration runs through; `set_epoch` moves it.
+        skipped: Samples that were left out so far.
+        stats: Where the time went.
 
     Raises:
         ValueError: There would be no batch.
@@ -79,68 +123,172 @@ class Loader:
     source: Source
     engine: Engine
     options: LoaderOptions
+    format: TensorFormat = field(default_factory=TensorFormat)
     epoch: int = field(default=0, init=False)
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+    stats: LoaderStats = field(default_factory=LoaderStats, init=False)
+    _position: int = field(default=0, init=False)
+    """Samples of the epoch, of all ranks together, that have been handed out."""
+    _start: int = field(default=0, init=False)
+    """Where the next iteration begins."""
 
     def __post_init__(self) -> None:
-        self._steps = order.steps_per_epoch(
-            len(self.source.labels), self.options.batch_size, drop_last=self.options.train
-        )
+        self._steps = self._steps_from(0)
+        if self.options.mix.active and self.format.dtype == "uint8":
+            raise ValueError("levels cannot be mixed: mixup and CutMix need a float format")
+
+    def _steps_from(self, position: int) -> int:
+        left = len(self.source.labels) - position
+        options = self.options
+        if position and left < (options.batch_size if options.train else 1):
+            return 0
+        return order.steps_per_epoch(left, options.batch_size, drop_last=options.train)
 
     def __len__(self) -> int:
-        """Steps in an epoch, the same on every rank."""
+        """Steps in a whole epoch, the same on every rank."""
         return self._steps
+
+    @property
+    def steps_left(self) -> int:
+        """Steps of the next iteration: fewer than a whole epoch after `load_state_dict`."""
+        return self._steps_from(self._start)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch: order, flips, crops and online augmentation are functions of it."""
+        if epoch != self.epoch:
+            self._start = self._position = 0
         self.epoch = epoch
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, in four integers, the same on every rank: behind the batches handed out so far."""
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "seed": self.options.seed,
+            "samples": len(self.source.labels),
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where a loader stood that had the same source, seed and order, whatever its ranks and batch size.
+
+        Raises:
+            UsageError: It had another seed or another number of samples.
+        """
+        here = self.state_dict()
+        for name, what in (("seed", "another seed"), ("samples", "a data set of another size")):
+            if state[name] != here[name]:
+                raise UsageError(
+                    f"the saved position is in {what} ({state[name]} there, {here[name]} here); start the epoch anew"
+                )
+        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._start = self._position
+
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the current epoch.
+        """The batches of the current epoch that are left.
 
         Raises:
             CorruptSampleError: A sample cannot be decoded; names it.
         """
-        for rendered in self.engine.stream(self._jobs()):
-            share: order.Share = rendered.tag
-            for position, reason in rendered.errors.items():
-                where = self.source.describe(int(share.rows[position]))
-                raise CorruptSampleError(f"{where}: {reason}; remove it, or build a cache, which leaves such files out")
-            labels = torch.from_numpy(self.source.labels[share.rows]).to(rendered.pixels.device)
-            yield Batch(rendered.pixels[0].permute(0, 3, 1, 2), labels, share.rows, share.real)
+        start, self._start = self._start, 0
+        self._position = start
+        results = self.engine.stream(self._jobs(start))
+        while True:
+            asked = time.perf_counter()
+            rendered = next(results, None)
+            wait = time.perf_counter() - asked
+            if rendered is None:
+                return
+            step: _Step = rendered.tag
+            batch = self._batch(rendered, step)
+            self.stats.add(rendered, batch.real, wait)
+            self._position = step.end
+            yield batch
 
-    def _jobs(self) -> Iterator[Job]:
-        options, length, epoch = self.options, len(self.source.labels), self.epoch
-        if options.train:
-            rows = order.shuffled(length, seed=options.seed, epoch=epoch)
-        else:
-            rows = np.arange(length, dtype=np.int64)
-        for step in range(self._steps):
-            share = order.share(rows, step, options.batch_size, rank=options.rank, world=options.world)
+    def _jobs(self, start: int) -> Iterator[Job]:
+        options, size = self.options, self.options.batch_size
+        rows, ids = self._order()
+        begins = [start + step * size for step in range(self._steps_from(start))]
+        for first in range(0, len(begins), STEPS_PER_DRAW):
+            steps = [self._step(begin, len(rows)) for begin in begins[first : first + STEPS_PER_DRAW]]
             plan = draw(
                 options.policy,
-                self.source.ids[share.rows],
+                ids[np.concatenate([step.positions for step in steps])],
                 seed=options.seed,
                 stage=Stage.LOAD,
-                rounds=(epoch,),
+                rounds=(self.epoch,),
                 view=options.view,
             )
-            yield Job(self.source.fetch(share.rows), plan, checked=self.source.checked, tag=share)
+            done = 0
+            for step in steps:
+                part = plan.take(slice(done, done + len(step.positions)))
+                done += len(step.positions)
+                images = self.source.fetch(rows[step.positions])
+                yield Job(images, part, checked=self.source.checked, tag=replace(step, rows=rows[step.positions]))
+
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The rows of the epoch, and what the plan of each is keyed by."""
+        rows = self.options.rows(self.source.labels, self.epoch)
+        ids = self.source.ids[rows]
+        if self.options.order == "balanced":  # a sample that comes again gets another augmentation
+            ids = ids ^ (order.occurrences(rows).astype(np.uint64) * np.uint64(_AGAIN))
+        return rows, ids
+
+    def _step(self, begin: int, length: int) -> "_Step":
+        options = self.options
+        end = min(begin + options.batch_size, length)
+        share = order.share(
+            np.arange(begin, end, dtype=np.int64), rank=options.rank, world=options.world, unit=options.unit
+        )
+        return _Step(share.rows, share.real, self.epoch, begin, end)
+
+    def _batch(self, rendered: Rendered, step: "_Step") -> Batch:
+        pixels, rows, real = rendered.pixels[0], step.rows, step.real
+        places = np.arange(len(rows))
+        if rendered.errors:
+            self._report(rows, rendered.errors)
+            whole = np.setdiff1d(places, list(rendered.errors))
+            real = int(np.count_nonzero(whole < real))
+            places = whole if len(whole) else places[:1]
+            pixels, rows = pixels[torch.from_numpy(places).to(pixels.device)], rows[places]
+        images = self.format(pixels.permute(0, 3, 1, 2))
+        mix = None
+        if self.options.mix.active:
+            size = self.engine.spec.size
+            mix = draw_mix(self.options.mix, places, size, seed=self.options.seed, epoch=step.epoch, number=step.begin)
+            images = mixed(images, mix)
+        labels = torch.from_numpy(self.source.labels[rows]).to(pixels.device)
+        return Batch(images, labels, rows, real, mix)
+
+    def _report(self, rows: NDArray[np.int64], errors: Mapping[int, str]) -> None:
+        for place, reason in sorted(errors.items()):
+            row = int(rows[place])
+            where = self.source.describe(row)
+            if self.options.damaged == "raise":
+                raise CorruptSampleError(f"{where}: {reason}; remove it, or build a cache, which leaves such files out")
+            self.skipped.append(Skipped(row, where, reason))
+            self.stats.skipped += 1
 
 
-def normalised(
-    images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Levels 0 … 255 → (level / 255 - mean) / std.
+_AGAIN = 0xD1B54A32D192ED03
+"""An odd number without a pattern, other than the one that tells copies apart."""
 
-    Args:
-        images: uint8 [n, 3, height, width], any memory format, which is kept.
-        mean: Per channel, for levels in [0, 1].
-        std: Per channel.
-        dtype: Of the result.
 
-    Returns:
-        [n, 3, height, width] on the same device.
+@dataclass(frozen=True)
+class _Step:
+    """Which part of an epoch a job is: samples `begin` … `end` - 1 of all ranks together.
+
+    Attributes:
+        positions: int64 [k]; which of them are this rank's.
+        real: See `Batch`.
+        epoch: The epoch.
+        begin: First sample of all ranks.
+        end: After the last one.
+        rows: int64 [k]; positions in the source.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
-    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
-    return torch.addcmul(offset, images.to(torch.float32), scale).to(dtype)
+
+    positions: NDArray[np.int64]
+    real: int
+    epoch: int
+    begin: int
+    end: int
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))

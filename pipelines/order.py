@@ -24,8 +24,51 @@ def shuffled(length: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     Returns:
         int64 [length].
     """
-    words = philox.words(seed, np.arange(length, dtype=np.uint64), epoch, Stage.ORDER << 16)
-    return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable").astype(np.int64)
+    return np.argsort(_keys(length, seed, epoch, _SHUFFLE), kind="stable").astype(np.int64)
+
+
+def balanced(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """An epoch of as many draws as there are samples, in which every class comes equally often.
+
+    Samples of rare classes come several times, those of frequent classes not all. Within a class, counts differ by at
+    most one; which samples come once more is drawn anew in each epoch, and so is which classes get what is left when
+    the draws cannot be divided evenly.
+
+    Args:
+        labels: int64 [n]; class index of each sample. Classes without a sample take no part.
+        seed: 0 to 2**64 - 1.
+        epoch: 0 to 2**32 - 1.
+
+    Returns:
+        int64 [n]; positions, in random order.
+    """
+    rows = shuffled(len(labels), seed=seed, epoch=epoch)
+    members = [rows[labels[rows] == label] for label in np.unique(labels)]
+    draws, over = divmod(len(labels), max(len(members), 1))
+    drawn = [
+        np.resize(rows_of_class, draws + ((number - epoch) % len(members) < over))
+        for number, rows_of_class in enumerate(members)
+    ]
+    together = np.concatenate(drawn) if drawn else rows
+    return together[np.argsort(_keys(len(together), seed, epoch, _MIX), kind="stable")]
+
+
+def occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each element how often it has come before: 0 the first time."""
+    by_row = np.argsort(rows, kind="stable")
+    ordered = rows[by_row]
+    result = np.empty(len(rows), np.int64)
+    result[by_row] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return result
+
+
+_SHUFFLE, _MIX = 0, 1
+"""Blocks of random numbers."""
+
+
+def _keys(length: int, seed: int, epoch: int, block: int) -> NDArray[np.uint64]:
+    words = philox.words(seed, np.arange(length, dtype=np.uint64), epoch, Stage.ORDER << 16 | block)
+    return (words[:, 0] << np.uint64(32)) | words[:, 1]
 
 
 @dataclass(frozen=True)
@@ -43,7 +86,7 @@ class Share:
 
 
 def steps_per_epoch(length: int, batch_size: int, *, drop_last: bool) -> int:
-    """Number of global batches in an epoch, the same for every rank.
+    """Number of global batches in `length` samples, the same for every rank.
 
     Raises:
         ValueError: There would be no batch.
@@ -56,19 +99,18 @@ def steps_per_epoch(length: int, batch_size: int, *, drop_last: bool) -> int:
     return steps
 
 
-def share(order: NDArray[np.int64], step: int, batch_size: int, *, rank: int, world: int) -> Share:
-    """The rows of one rank in one step.
+def share(batch: NDArray[np.int64], *, rank: int, world: int, unit: int = 1) -> Share:
+    """The rows of one rank in one global batch.
 
-    The global batch is cut into `world` consecutive parts that differ by at most one sample; the parts of all ranks
-    together are the batch, without gap or repetition.
+    The batch is cut into `world` consecutive parts that differ by at most one unit; the parts of all ranks together are
+    the batch, without gap or repetition.
 
     Args:
-        order: int64 [n]; the epoch's order.
-        step: 0 to steps_per_epoch - 1.
-        batch_size: Size of the global batch.
+        batch: int64 [n]; positions in the source, at least one.
         rank: This process, 0 to world - 1.
         world: Number of processes.
+        unit: Samples that stay together: 2 for batches whose samples are mixed in pairs.
     """
-    batch = order[step * batch_size : (step + 1) * batch_size]
-    rows = batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
+    units = -(-len(batch) // unit)
+    rows = batch[units * rank // world * unit : units * (rank + 1) // world * unit]
     return Share(rows, len(rows)) if len(rows) else Share(batch[:1], 0)

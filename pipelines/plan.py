@@ -28,6 +28,8 @@ class Stage(IntEnum):
     """Online augmentation; the round is the epoch."""
     ORDER = 3
     """Order of the samples; the round is the epoch."""
+    MIX = 4
+    """Mixup and CutMix; the round is the epoch."""
 
 
 class _Block(IntEnum):
@@ -69,6 +71,11 @@ class Plan:
     def slots(self) -> int:
         """Number of ops applied one after the other."""
         return self.op.shape[2]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are shown as they are, but for flips: no op, no crop."""
+        return not self.op.any() and bool((self.box == np.array(WHOLE_IMAGE, np.float32)).all())
 
     def take(self, samples: slice | NDArray[np.int64]) -> "Plan":
         """The plan of some of the samples."""

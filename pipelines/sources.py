@@ -1,7 +1,7 @@
 """Where samples come from. A source is anything with classes, labels, sample ids and `fetch`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -44,7 +44,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...  # noqa: D102
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
-        """The images of some rows.
+        """The images of some rows. Each is read when it is asked for, and raises CorruptSampleError if it is damaged.
 
         Returns:
             For each row uint8 [bytes] (an encoded file) or uint8 [height, width, 3] (raw RGB), read-only views where
@@ -60,6 +60,51 @@ class Source(Protocol):
 def sample_id(name: str) -> int:
     """The stable id of a sample: 64 bits of the BLAKE2b hash of its name (class/file, with forward slashes)."""
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class Lazy(Sequence[NDArray[np.uint8]]):
+    """Images that are read when they are asked for: an engine's threads do that, not its caller.
+
+    Args:
+        read: Reads the image of a row.
+        rows: int64 [n].
+    """
+
+    def __init__(self, read: Callable[[int], NDArray[np.uint8]], rows: NDArray[np.int64]) -> None:
+        self._read, self._rows = read, rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        return self._read(self._rows[index])
+
+
+class Subset:
+    """Some rows of a source, in a given order.
+
+    Args:
+        source: The whole.
+        rows: int64 [k]; positions in it.
+    """
+
+    def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
+        self._source, self._rows = source, rows
+        self.classes, self.checked = source.classes, source.checked
+        self.labels, self.ids = source.labels[rows], source.ids[rows]
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the whole, and which rows of it."""
+        return f"{self._source.fingerprint}/{sha256(self._rows.astype('<i8').tobytes()).hexdigest()}"
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
+        """See `Source`."""
+        return self._source.fetch(self._rows[rows])
+
+    def describe(self, row: int) -> str:
+        """See `Source`."""
+        return self._source.describe(int(self._rows[row]))
 
 
 @dataclass(frozen=True)
@@ -82,13 +127,9 @@ class FolderSource:
     ids: NDArray[np.uint64]
     checked: bool = False
 
-    def fetch(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Read the files of some rows.
-
-        Raises:
-            CorruptSampleError: A file is gone or may not be read.
-        """
-        return [read_file(self.root / self.files[row]) for row in rows.tolist()]
+    def fetch(self, rows: NDArray[np.int64]) -> Lazy:
+        """The files of some rows."""
+        return Lazy(lambda row: read_file(f"{self.root}/{self.files[row]}"), rows)
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
 from pipelines.errors import ProblemFoundError, UsageError
+from pipelines.tensors import TensorFormat
 from training.engine.config import Precision
 from training.engine.data import DataOptions, make_test_loader, open_data, process_of
 from training.engine.loop import evaluate as evaluate_model
@@ -98,7 +99,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     start = time.monotonic()
     try:
         scores, loss = evaluate_model(
-            accelerator, model.to(accelerator.device), loader, len(card.classes), mean=card.mean, std=card.std
+            accelerator,
+            model.to(accelerator.device),
+            loader,
+            len(card.classes),
+            TensorFormat("float32", card.mean, card.std),
         )
     finally:
         loader.engine.close()

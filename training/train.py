@@ -20,6 +20,7 @@ from pipelines.console.output import human_seconds, render_table, say
 from pipelines.console.progress import ProgressMeter
 from pipelines.errors import UsageError
 from pipelines.loader import Loader
+from pipelines.tensors import TensorFormat
 from training.engine.checkpoint import RESUME_NAME, load_checkpoint, save_checkpoint
 from training.engine.config import TrainConfig
 from training.engine.data import Process, make_loaders, process_of
@@ -173,14 +174,12 @@ class _Run:
             model=prepared,
             optimizer=self.optimizer,
             schedule=make_schedule(optimizer, config.schedule, config.optimizer.lr, len(train_loader)),
-            mean=self.mean,
-            std=self.std,
+            format=TensorFormat("float32", self.mean, self.std, channels_last=config.model.channels_last),
             label_smoothing=config.loss.label_smoothing,
             class_weights=balanced_weights(train_loader.source.labels, len(self.classes), config.loss.class_balance).to(
                 accelerator.device
             ),
             clip_norm=config.optimizer.clip_norm,
-            channels_last=config.model.channels_last,
         )
         self.state = TrainState()
         self.data_fingerprint = self._data_fingerprint()

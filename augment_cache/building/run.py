@@ -65,7 +65,7 @@ class _Site:
         recipe, workers = self.recipe, self.workers
         threads = max(1, workers.threads // workers.processes)
         spec = RenderSpec(recipe.size, recipe.fit)
-        engine = make_engine(workers.engine, spec, device=workers.device, threads=threads)
+        engine = make_engine(workers.engine, spec, device=workers.device, threads=threads, inline=True)
         return ShardBuilder(recipe, engine, self.out, batch=workers.batch, strict=workers.strict, claim=self.claim)
 
 

@@ -1,5 +1,6 @@
 """A cache as a source of samples, memory-mapped."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,28 @@ from numpy.typing import NDArray
 
 from augment_cache.format.manifest import Manifest, read_manifest
 from augment_cache.format.shards import Row, Shard
-from pipelines.errors import UsageError
+from pipelines.errors import CorruptSampleError, UsageError
+from pipelines.sources import Lazy
 
 _GOLDEN = 0x9E3779B97F4A7C15
+
+
+class _RawRows(Lazy):
+    """Rows of raw pixels, see `pipelines.engines.base.Stack`."""
+
+    def __init__(self, read: Callable[[int], NDArray[np.uint8]], rows: NDArray[np.int64], size: int) -> None:
+        super().__init__(read, rows)
+        self.side = (size, size)
+
+    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
+        """See `pipelines.engines.base.Stack`."""
+        errors = {}
+        for index in range(start, stop):
+            try:
+                out[index - start] = self[index]
+            except CorruptSampleError as error:
+                errors[index] = str(error)
+        return errors
 
 
 class CacheSource:
@@ -57,19 +77,27 @@ class CacheSource:
     def _column(self, name: str, dtype: type) -> NDArray:  # type: ignore[type-arg]
         return np.concatenate([shard.column(name) for shard in self._shards]).astype(dtype)
 
-    def fetch(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Views of the images of some rows.
+    @property
+    def image_size(self) -> int:
+        """Side of the images in px."""
+        return self.manifest.size
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
+        """Views of the images of some rows, held against their checksums when they are asked for."""
+        if self.manifest.recipe["encoding"] == "raw":
+            return _RawRows(self.image, rows, self.image_size)
+        return Lazy(self.image, rows)
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """The image of a row, a read-only view.
 
         Raises:
-            CorruptSampleError: A row does not match its checksum.
+            CorruptSampleError: It does not match its checksum.
         """
-        images = []
-        for row in rows.tolist():
-            shard, local = self._shards[self._shard_of[row]], int(self._row_of[row])
-            if self._check:
-                shard.check(local)
-            images.append(shard.image(local))
-        return images
+        shard, local = self._shards[self._shard_of[row]], int(self._row_of[row])
+        if self._check:
+            shard.check(local)
+        return shard.image(local)
 
     def record(self, row: int) -> Row:
         """Everything that is stored about a row."""

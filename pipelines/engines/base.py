@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,13 +36,60 @@ class RenderSpec:
             raise ValueError(f"size must be 4 to 4096 px, got {self.size}")
 
 
+@runtime_checkable
+class Stack(Protocol):
+    """Raw images of one size that can be copied many at a time, without Python's work for each.
+
+    Attributes:
+        side: (height, width) of every image in px.
+    """
+
+    @property
+    def side(self) -> tuple[int, int]: ...  # noqa: D102 - see the class
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image: ...
+
+    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
+        """Copy images start … stop - 1.
+
+        Args:
+            start: Position of the first.
+            stop: Position after the last.
+            out: uint8 [stop - start, height, width, 3], contiguous.
+
+        Returns:
+            Position → reason of each image that is damaged; what lies in its place then says nothing.
+        """
+        ...
+
+
+class Timing(NamedTuple):
+    """Where an engine's threads spent their time, in seconds, all threads together."""
+
+    fetch: float = 0.0
+    """Reading files or rows, and holding them against their checksums."""
+    decode: float = 0.0
+    augment: float = 0.0
+    """Resizing, ops, flips."""
+
+    def __add__(self, other: object) -> "Timing":
+        if not isinstance(other, Timing):
+            return NotImplemented
+        return Timing(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+NO_TIME = Timing()
+
+
 @dataclass(frozen=True)
 class Job:
     """One batch of work.
 
     Attributes:
-        images: n images; may read each one only when it is asked for, in the engine's threads, and raise
-            CorruptSampleError.
+        images: n images, or a `Stack` of them; may read each one only when it is asked for, in the engine's threads,
+            and raise CorruptSampleError.
         plan: What happens to them; n samples, any number of rounds.
         checked: The images are known to be whole (a cache checked them when it was written), so that an engine that
             cannot report a damaged file need not look for one first.
@@ -69,12 +116,16 @@ class Rendered:
         tag: The job's tag.
         products: For each sample what `finish` returned for each version, None where a sample has an error; empty
             without `finish`.
+        timing: What it took.
+        ahead: Share of the engine's queue that was ready when this was asked for, 0 to 1.
     """
 
     pixels: torch.Tensor
     errors: dict[int, str] = field(default_factory=dict)
     tag: Any = None
     products: Sequence[list[Any] | None] = ()
+    timing: Timing = NO_TIME
+    ahead: float = 0.0
 
 
 class Engine(Protocol):

@@ -42,7 +42,9 @@ def resolve_engine(name: EngineName, device: Literal["cpu", "gpu"]) -> Literal["
     return name
 
 
-def make_engine(name: EngineName, spec: RenderSpec, *, device: DeviceName = "auto", threads: int = 0) -> Engine:
+def make_engine(
+    name: EngineName, spec: RenderSpec, *, device: DeviceName = "auto", threads: int = 0, inline: bool = False
+) -> Engine:
     """Make an engine.
 
     Args:
@@ -50,6 +52,7 @@ def make_engine(name: EngineName, spec: RenderSpec, *, device: DeviceName = "aut
         spec: What the images look like.
         device: Where DALI works; the cpu engine always leaves its pixels in host memory.
         threads: CPU threads; 0 for one per core.
+        inline: See `CpuEngine`.
 
     Raises:
         UsageError: DALI or a GPU was asked for and is not there.
@@ -57,4 +60,4 @@ def make_engine(name: EngineName, spec: RenderSpec, *, device: DeviceName = "aut
     where = resolve_device(device)
     if resolve_engine(name, where) == "dali":
         return DaliEngine(spec, gpu=where == "gpu", threads=threads)
-    return CpuEngine(spec, threads=threads)
+    return CpuEngine(spec, threads=threads, inline=inline)

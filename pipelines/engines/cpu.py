@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from math import ceil
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import cv2
@@ -30,7 +31,7 @@ from pipelines.augmentations import (
 )
 from pipelines.console.cores import usable_cores
 from pipelines.decode import Pixels, decode, read_header
-from pipelines.engines.base import Image, Job, Rendered, RenderSpec
+from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Stack, Timing
 from pipelines.errors import CorruptSampleError
 from pipelines.fit import Box, Placement, place, scaled
 from pipelines.plan import Plan
@@ -49,17 +50,19 @@ class CpuEngine:
     Args:
         spec: What the images look like.
         threads: Worker threads; 0 takes one per core that this process may use.
+        inline: With a single thread, let the caller itself do the work when it asks for a result: nothing is handed
+            over, but nothing is done ahead either.
     """
 
     name = "cpu"
     device = torch.device("cpu")
 
-    def __init__(self, spec: RenderSpec, *, threads: int = 0) -> None:
+    def __init__(self, spec: RenderSpec, *, threads: int = 0, inline: bool = False) -> None:
         self.spec = spec
         self.threads = threads or usable_cores()
         cv2.setNumThreads(0)  # the engine's own threads are enough
-        # A single worker is the caller itself: nothing is handed over, and other processes have the other cores.
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="render") if self.threads > 1 else None
+        alone = inline and self.threads == 1
+        self._pool = None if alone else ThreadPoolExecutor(self.threads, thread_name_prefix="render")
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
         """Render jobs in order, `JOBS_AHEAD` of them in the background."""
@@ -73,9 +76,9 @@ class CpuEngine:
             for job in jobs:
                 waiting.append(self._submit(self._pool, job))
                 if len(waiting) > JOBS_AHEAD:
-                    yield waiting.popleft().result()
+                    yield self._next(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield self._next(waiting)
         finally:
             for pending in waiting:
                 pending.cancel()
@@ -87,13 +90,22 @@ class CpuEngine:
 
     def _submit(self, pool: ThreadPoolExecutor, job: Job) -> "_Pending":
         task, count = _Task(self.spec, job), len(job.images)
-        parts = min(max(count, 1), self.threads * CHUNKS_PER_THREAD)
+        parts = min(max(count, 1), self.threads * (1 if task.copied else CHUNKS_PER_THREAD))
         edges = [count * part // parts for part in range(parts + 1)]
         return _Pending(task, [pool.submit(task.render, edges[part], edges[part + 1]) for part in range(parts)])
 
+    @staticmethod
+    def _next(waiting: "deque[_Pending]") -> Rendered:
+        ahead = sum(pending.done() for pending in waiting) / len(waiting)
+        return waiting.popleft().result(ahead)
 
-_Part = tuple[dict[int, str], list[list[Any] | None]]
-"""What became of a run of samples: errors, products."""
+
+class _Part(NamedTuple):
+    """What became of a run of samples."""
+
+    errors: dict[int, str]
+    products: list[list[Any] | None]
+    timing: Timing
 
 
 class _Pending:
@@ -102,18 +114,22 @@ class _Pending:
     def __init__(self, task: "_Task", futures: list[Future[_Part]]) -> None:
         self._task, self._futures = task, futures
 
-    def result(self) -> Rendered:
-        return _gathered(self._task, [future.result() for future in self._futures])
+    def done(self) -> bool:
+        return all(future.done() for future in self._futures)
+
+    def result(self, ahead: float) -> Rendered:
+        return _gathered(self._task, [future.result() for future in self._futures], ahead)
 
     def cancel(self) -> None:
         for future in self._futures:
             future.cancel()
 
 
-def _gathered(task: "_Task", parts: list[_Part]) -> Rendered:
-    errors = {index: reason for part, _ in parts for index, reason in part.items()}
-    products = [product for _, part in parts for product in part]
-    return Rendered(torch.from_numpy(task.pixels), errors, task.job.tag, products)
+def _gathered(task: "_Task", parts: list[_Part], ahead: float = 0.0) -> Rendered:
+    errors = {index: reason for part in parts for index, reason in part.errors.items()}
+    products = [product for part in parts for product in part.products]
+    timing = sum((part.timing for part in parts), Timing())
+    return Rendered(torch.from_numpy(task.pixels), errors, task.job.tag, products, timing, ahead)
 
 
 class _Task:
@@ -123,15 +139,36 @@ class _Task:
         self.spec, self.job = spec, job
         kept = 0 if job.finish else len(job.images)
         self.pixels = np.empty((job.plan.rounds, kept, spec.size, spec.size, 3), np.uint8)
+        plan, stack = job.plan, isinstance(job.images, Stack) and job.images.side == (spec.size, spec.size)
+        self.copied = stack and job.finish is None and plan.rounds == 1 and plan.is_plain
+        """Nothing but copies, some of them mirrored."""
 
     def render(self, start: int, stop: int) -> _Part:
         """Render samples start … stop - 1, into their place or for `finish`."""
+        return self._copy(start, stop) if self.copied else self._render(start, stop)
+
+    def _copy(self, start: int, stop: int) -> _Part:
+        began = perf_counter()
+        stack, out = self.job.images, self.pixels[0, start:stop]
+        assert isinstance(stack, Stack)
+        errors = stack.copy_to(start, stop, out)
+        fetched = perf_counter()
+        for mirrored in np.flatnonzero(self.job.plan.flip[0, start:stop]).tolist():
+            cv2.flip(out[mirrored], 1, out[mirrored])
+        for index in errors:
+            out[index - start] = FILL
+        return _Part(errors, [], Timing(fetched - began, 0.0, perf_counter() - fetched))
+
+    def _render(self, start: int, stop: int) -> _Part:
         job = self.job
         errors: dict[int, str] = {}
         products: list[list[Any] | None] = []
+        clock = _Clock()
         for index, versions in enumerate(_versions(job.plan, start, stop), start):
             try:
-                rendered = _rendered(self.spec, job.images[index], versions)
+                image = job.images[index]
+                clock.fetched()
+                rendered = _rendered(self.spec, image, versions, clock)
                 if job.finish:
                     products.append([job.finish(pixels) for pixels in rendered])
                 else:
@@ -143,7 +180,35 @@ class _Task:
                     products.append(None)
                 else:
                     self.pixels[:, index] = FILL
-        return errors, products
+            clock.augmented()
+        return _Part(errors, products, clock.timing)
+
+
+class _Clock:
+    """Adds up what the steps of one thread take."""
+
+    def __init__(self) -> None:
+        self._last = perf_counter()
+        self._fetch = self._decode = self._augment = 0.0
+
+    def fetched(self) -> None:
+        now = perf_counter()
+        self._fetch += now - self._last
+        self._last = now
+
+    def decoded(self) -> None:
+        now = perf_counter()
+        self._decode += now - self._last
+        self._last = now
+
+    def augmented(self) -> None:
+        now = perf_counter()
+        self._augment += now - self._last
+        self._last = now
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self._fetch, self._decode, self._augment)
 
 
 class _Version(NamedTuple):
@@ -185,10 +250,11 @@ def _ops(
     ]
 
 
-def _rendered(spec: RenderSpec, image: Image, versions: list[_Version]) -> Iterator[Pixels]:
+def _rendered(spec: RenderSpec, image: Image, versions: list[_Version], clock: _Clock) -> Iterator[Pixels]:
     """The versions of a sample, each uint8 [size, size, 3], contiguous."""
     boxes = tuple(dict.fromkeys([version.box for version in versions]))
     full_size, pixels, placements = _open(spec, image, boxes)
+    clock.decoded()
     bases = {
         box: fitted(pixels, full_size, placement, spec.size) for box, placement in zip(boxes, placements, strict=True)
     }

@@ -160,10 +160,14 @@ class DaliEngine:
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
         if job.checked:
-            return list(job.images), {}
-        results = list(self._pool.map(lambda index: _check(job.images, index), range(len(job.images))))
-        errors = {index: reason for index, (_, reason) in enumerate(results) if reason is not None}
-        return [image for image, _ in results], errors
+            results = [_taken(job.images, index) for index in range(len(job.images))]
+        else:
+            results = list(self._pool.map(lambda index: _check(job.images, index), range(len(job.images))))
+        errors = {index: result for index, result in enumerate(results) if isinstance(result, str)}
+        images = [result for result in results if not isinstance(result, str)]
+        raw = bool(images) and images[0].ndim == 3
+        stand_in = np.full((self.spec.size, self.spec.size, 3), FILL, np.uint8) if raw else _GREY_PNG
+        return [stand_in if isinstance(result, str) else result for result in results], errors
 
     def _collect(self, fed: "_Fed") -> tuple[Job, Rendered]:
         assert fed.graph is not None
@@ -269,21 +273,29 @@ def _cropped(plan: Plan) -> bool:
     return bool((plan.box != np.array(WHOLE, np.float32)).any())
 
 
-def _check(images: Sequence[Image], index: int) -> tuple[Image, str | None]:
-    """Decode strictly, at an eighth of the size, only to see whether the file is whole."""
+def _taken(images: Sequence[Image], index: int) -> Image | str:
+    """An image, or what is wrong with it."""
+    try:
+        return images[index]
+    except CorruptSampleError as error:
+        return str(error)
+
+
+def _check(images: Sequence[Image], index: int) -> Image | str:
+    """An image, or what is wrong with it. Decodes strictly, at an eighth of the size, to see whether it is whole."""
     try:
         image = images[index]
         if image.ndim == 3:
-            return image, None
+            return image
         header = read_header(image)
         if header.turbo and header.orientation == 1:
             decode(image, header=header, min_height=1, min_width=1)
-            return image, None
+            return image
         # What only Pillow reads, and what has to be turned upright (DALI 1.34 does not), goes to DALI as a PNG.
         encoded = cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1]
-        return encoded.reshape(-1), None
+        return encoded.reshape(-1)
     except CorruptSampleError as error:
-        return _GREY_PNG, str(error)
+        return str(error)
 
 
 _GREY_PNG: Image = cv2.imencode(".png", np.full((8, 8, 3), FILL, np.uint8))[1].reshape(-1)

@@ -164,11 +164,11 @@ def test_a_flipped_bit_in_an_image(request, encoding, part):
     flip(Path(path), data.index(image) + int(part * len(image)))
     source = CacheSource(folder, "train")
     with pytest.raises(CorruptSampleError) as error:
-        source.fetch(np.array([3, 4]))
+        list(source.fetch(np.array([3, 4])))
     assert f"{path}, row {row.split()[0]}:" in str(error.value)
     others = np.delete(np.arange(len(source.labels)), 4)
-    assert len(source.fetch(others)) == len(others)
-    assert len(CacheSource(folder, "train", check=False).fetch(np.array([4]))) == 1
+    assert len(list(source.fetch(others))) == len(others)
+    assert len(list(CacheSource(folder, "train", check=False).fetch(np.array([4])))) == 1
 
 
 @pytest.mark.parametrize("column", ["label", "sample_id", "copy", "checksum", "image"])
@@ -178,9 +178,9 @@ def test_a_flipped_bit_in_a_number(own_cache, column):
     flip(path, place(path, column, 2)[0])
     source = CacheSource(own_cache, "train")
     with pytest.raises(CorruptSampleError) as error:
-        source.fetch(np.array([2]))
+        list(source.fetch(np.array([2])))
     assert f"{path}, row 2:" in str(error.value)
-    source.fetch(np.arange(4, len(source.labels)))
+    list(source.fetch(np.arange(4, len(source.labels))))
 
 
 def test_preview_names_the_damaged_row(own_cache, command, tmp_path):

@@ -64,7 +64,7 @@ def test_a_damaged_image_is_listed_and_the_rest_is_built(own_photos, build_cache
         source = CacheSource(tmp_path / "cache", split)
         found = {source.record(row).source for row in range(len(source.labels))}
         assert len(found) == count
-        assert len(source.fetch(np.arange(len(source.labels)))) == len(source.labels)
+        assert len(list(source.fetch(np.arange(len(source.labels))))) == len(source.labels)
         names |= found
     assert len(names) == 39
     assert line["source"] not in names

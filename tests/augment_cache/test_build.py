@@ -368,7 +368,7 @@ def test_one_shard_per_sample_leaves_empty_ones(photos, cache, build_cache, tmp_
         source = CacheSource(out, "train")
         assert source.ids.tolist() == CacheSource(cache, "train").ids.tolist()
         rows = np.arange(len(source.labels))
-        assert len(source.fetch(rows)) == entry.rows
+        assert len(list(source.fetch(rows))) == entry.rows
         assert [source.record(row).copy for row in rows] == source.copies.tolist()
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 
 from pipelines.augmentations import OPS, Policy, full_range
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.cpu import CpuEngine
 from pipelines.errors import CorruptSampleError
-from pipelines.loader import Loader, LoaderOptions, normalised
+from pipelines.loader import Loader, LoaderOptions
 from pipelines.plan import View
 from pipelines.sources import open_folder
 
@@ -20,8 +19,6 @@ SIZE = 24
 COUNT = 23
 VIEW = View(flip=True, min_area=0.3)
 POLICY = Policy.repeated("all", tuple(full_range(op.name) for op in OPS[1:]), turns=2)
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def picture(number, height, width):
@@ -298,36 +295,3 @@ def test_more_processes_than_samples_in_a_batch():
 def test_no_batch_at_all(source, engine, batch_size, train, reason):
     with pytest.raises(ValueError, match=reason):
         Loader(source, engine, LoaderOptions(batch_size=batch_size, train=train))
-
-
-# --- normalised
-
-LEVELS = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"),
-    [(IMAGENET_MEAN, IMAGENET_STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.1, 1.0), (1.0, 0.2, 0.3))],
-)
-def test_normalised_is_what_torchvision_does(mean, std):
-    image = LEVELS[0].permute(1, 2, 0).numpy()
-    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])(image)
-    result = normalised(LEVELS, mean, std)
-    assert result.dtype == torch.float32
-    assert result.shape == LEVELS.shape
-    torch.testing.assert_close(result[0], expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_normalised_keeps_the_memory_format(memory_format, dtype):
-    images = LEVELS.repeat(2, 1, 1, 1).contiguous(memory_format=memory_format)
-    result = normalised(images, IMAGENET_MEAN, IMAGENET_STD, dtype)
-    assert result.dtype == dtype
-    assert result.is_contiguous(memory_format=memory_format)
-    assert torch.equal(result, normalised(images, IMAGENET_MEAN, IMAGENET_STD).to(dtype))
-
-
-def test_normalised_wants_a_mean_for_each_std():
-    with pytest.raises(ValueError, match="zip"):
-        normalised(LEVELS, (0.5, 0.5), IMAGENET_STD)

@@ -62,8 +62,8 @@ def test_the_shares_of_all_ranks_are_the_batch(length, batch_size, world, drop_l
     order = shuffled(length, seed=seed, epoch=0)
     seen = []
     for step in range(steps_per_epoch(length, batch_size, drop_last=drop_last)):
-        shares = [share(order, step, batch_size, rank=rank, world=world) for rank in range(world)]
         batch = order[step * batch_size : (step + 1) * batch_size]
+        shares = [share(batch, rank=rank, world=world) for rank in range(world)]
         real = np.concatenate([part.rows[: part.real] for part in shares])
         assert real.tolist() == batch.tolist()
         assert sum(part.real for part in shares) == len(batch)
@@ -81,7 +81,7 @@ def test_the_shares_of_all_ranks_are_the_batch(length, batch_size, world, drop_l
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_batch_that_is_smaller_than_the_world_keeps_all_ranks_busy(world):
     order = np.array([5, 3])
-    shares = [share(order, 0, 10, rank=rank, world=world) for rank in range(world)]
+    shares = [share(order, rank=rank, world=world) for rank in range(world)]
     assert [row for part in shares for row in part.rows[: part.real].tolist()] == [5, 3]
     assert all(len(part.rows) >= 1 for part in shares)
     assert sum(part.real == 0 for part in shares) == max(world - 2, 0)

@@ -117,7 +117,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     source = open_folder(fill(tmp_path, "a/1.jpg"))
     (tmp_path / "a/1.jpg").unlink()
     with pytest.raises(CorruptSampleError, match=r"a/1\.jpg: cannot be read: No such file"):
-        source.fetch(np.array([0]))
+        list(source.fetch(np.array([0])))
 
 
 # --- refusals

@@ -19,7 +19,8 @@ from torch import nn
 
 from pipelines.console.progress import ProgressMeter
 from pipelines.errors import ProblemFoundError, UsageError
-from pipelines.loader import Batch, Loader, normalised
+from pipelines.loader import Batch, Loader
+from pipelines.tensors import TensorFormat
 from training.engine.config import OptimizerConfig, ScheduleConfig
 from training.engine.metrics import Scores
 
@@ -114,24 +115,20 @@ class Trainer:
         model: Prepared.
         optimizer: Prepared.
         schedule: Not prepared.
-        mean: Per channel, for normalisation.
-        std: Per channel.
+        format: What the network wants.
         label_smoothing: Share of the target that is spread over all classes.
         class_weights: float32 [classes] on the accelerator's device, see `balanced_weights`.
         clip_norm: Largest norm of the gradient; 0 for any.
-        channels_last: Memory format of the images.
     """
 
     accelerator: Any
     model: nn.Module
     optimizer: Any
     schedule: CosineLRScheduler
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    format: TensorFormat
     label_smoothing: float
     class_weights: torch.Tensor
     clip_norm: float
-    channels_last: bool
 
     def train_epoch(self, loader: Loader, epoch: int, seed: int, progress: ProgressMeter) -> EpochResult:
         """One pass over the training rows.
@@ -165,10 +162,9 @@ class Trainer:
     def _step(self, batch: Batch, global_batch: int) -> torch.Tensor:
         """One optimizer step; returns the sum of the losses of this rank's samples, detached, float64."""
         device = self.accelerator.device
-        images = network_input(batch, device, self.mean, self.std, channels_last=self.channels_last)
-        labels = batch.labels.to(device)
+        labels = batch.labels.to(device)[: batch.real]
         with self.accelerator.autocast():
-            logits = self.model(images)
+            logits = self.model(network_input(batch, device, self.format))[: batch.real]
         loss = nn.functional.cross_entropy(
             logits.float(), labels, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
@@ -182,39 +178,25 @@ class Trainer:
 
     def evaluate(self, loader: Loader, num_classes: int) -> tuple[Scores, float]:
         """Scores over all samples of a loader, exactly once each, over all processes; and the mean loss."""
-        return evaluate(
-            self.accelerator,
-            self.model,
-            loader,
-            num_classes,
-            mean=self.mean,
-            std=self.std,
-            channels_last=self.channels_last,
-        )
+        return evaluate(self.accelerator, self.model, loader, num_classes, self.format)
 
 
-def network_input(
-    batch: Batch, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...], *, channels_last: bool = True
-) -> torch.Tensor:
-    """The normalised images of a batch on the network's device: float32 [k, 3, size, size]."""
-    images = normalised(batch.images.to(device, non_blocking=True), mean, std)
-    return images if channels_last else images.contiguous()
+def network_input(batch: Batch, device: torch.device, wanted: TensorFormat) -> torch.Tensor:
+    """The images of a batch on the network's device, as it wants them: [k, 3, size, size]."""
+    return wanted(batch.images.to(device, non_blocking=True))
 
 
 def predictions(
     accelerator: Any,  # noqa: ANN401
     model: nn.Module,
     loader: Loader,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    channels_last: bool = True,
+    wanted: TensorFormat,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Each batch of this process with its logits, float32 [k, classes], in eval mode."""
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            images = network_input(batch, accelerator.device, mean, std, channels_last=channels_last)
+            images = network_input(batch, accelerator.device, wanted)
             with accelerator.autocast():
                 logits = model(images)
             yield batch, logits.float()
@@ -225,10 +207,7 @@ def evaluate(
     model: nn.Module,
     loader: Loader,
     num_classes: int,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    channels_last: bool = True,
+    wanted: TensorFormat,
 ) -> tuple[Scores, float]:
     """Count predictions over all processes.
 
@@ -237,16 +216,14 @@ def evaluate(
         model: Any model on the accelerator's device.
         loader: An evaluation loader, sharded by rank.
         num_classes: Side of the confusion matrix.
-        mean: Per channel.
-        std: Per channel.
-        channels_last: Memory format of the images.
+        wanted: What the network wants.
 
     Returns:
         The scores, equal on all processes, and the mean cross-entropy.
     """
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=accelerator.device)
     loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch, logits in predictions(accelerator, model, loader, mean=mean, std=std, channels_last=channels_last):
+    for batch, logits in predictions(accelerator, model, loader, wanted):
         labels = batch.labels.to(accelerator.device)[: batch.real]
         real = logits[: batch.real]
         counts += torch.bincount(labels * num_classes + real.argmax(1), minlength=num_classes * num_classes)

@@ -1,0 +1,195 @@
+"""Resident mode: a whole source, decoded once, in one array. After that an epoch reads nothing and decodes nothing."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.engines.base import Engine, Job
+from pipelines.errors import CorruptSampleError, UsageError
+from pipelines.plan import PLAIN_VIEW, View, nothing
+from pipelines.sources import Lazy, Source
+
+ResidentMode = Literal["auto", "on", "off"]
+BATCH = 256
+
+
+class ResidentSource:
+    """The fitted images of a source, raw, in memory; see `pipelines.sources.Source`.
+
+    Samples that cannot be decoded are remembered, and raise the same error each time they are asked for.
+
+    Args:
+        source: What to decode.
+        engine: Decodes; its size is that of the images.
+        advance: Told the number of samples that were decoded.
+    """
+
+    checked = True
+
+    def __init__(self, source: Source, engine: Engine, advance: Callable[[int], None] = lambda _: None) -> None:
+        self._source = source
+        self.classes, self.labels, self.ids, self.fingerprint = (
+            source.classes,
+            source.labels,
+            source.ids,
+            source.fingerprint,
+        )
+        size, count = engine.spec.size, len(source.labels)
+        self._images = np.empty((count, size, size, 3), np.uint8)
+        self._damaged: dict[int, str] = {}
+        starts = range(0, count, BATCH)
+        jobs = (_job(source, np.arange(start, min(start + BATCH, count), dtype=np.int64)) for start in starts)
+        for start, rendered in zip(starts, engine.stream(jobs), strict=True):
+            pixels = rendered.pixels[0].cpu().numpy()
+            self._images[start : start + len(pixels)] = pixels
+            self._damaged.update({start + place: reason for place, reason in rendered.errors.items()})
+            advance(len(pixels))
+
+    def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
+        """Views of the images of some rows."""
+        if self._damaged and not self._damaged.keys().isdisjoint(rows.tolist()):
+            return Lazy(self._image, rows)
+        return _Rows(self._images, rows)
+
+    def _image(self, row: int) -> NDArray[np.uint8]:
+        if row in self._damaged:
+            raise CorruptSampleError(self._damaged[row])
+        image: NDArray[np.uint8] = self._images[row]
+        return image
+
+    def describe(self, row: int) -> str:
+        """See `Source`."""
+        return self._source.describe(row)
+
+
+def _job(source: Source, rows: NDArray[np.int64]) -> Job:
+    return Job(source.fetch(rows), nothing(len(rows)), checked=source.checked)
+
+
+class _Rows(Sequence[NDArray[np.uint8]]):
+    """Rows of one array, see `pipelines.engines.base.Stack`."""
+
+    def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self._images, self._rows = images, rows
+        self.side = (images.shape[1], images.shape[2])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        image: NDArray[np.uint8] = self._images[self._rows[index]]
+        return image
+
+    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
+        """See `Stack`."""
+        # Rows are in range; "clip" only spares numpy a second buffer.
+        np.take(self._images, self._rows[start:stop], axis=0, out=out, mode="clip")
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidentOptions:
+    """Whether a source is kept in memory.
+
+    Attributes:
+        mode: `auto` keeps it where that changes no pixel and it takes no more than `share` of the memory that is free;
+            `on` refuses to go on otherwise; `off` never does.
+        share: Of the memory that is free, for all sources and processes of this machine together.
+        processes: Processes on this machine, each of which keeps a copy.
+    """
+
+    mode: ResidentMode = "auto"
+    share: float = 0.3
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"the share of memory must be in (0, 1], got {self.share}")
+
+
+DEFAULT = ResidentOptions()
+
+
+def obstacle(sources: Sequence[Source], engine: Engine, view: View, options: ResidentOptions, free: int) -> str:
+    """Why sources cannot be resident; "" if they can.
+
+    Args:
+        sources: All that would be.
+        engine: Renders them.
+        view: Of the first of them.
+        options: Whether and how much.
+        free: Memory that may be had, in bytes.
+    """
+    size = engine.spec.size
+    crops = view.min_area < 1.0 and getattr(sources[0], "image_size", None) != size
+    if crops:
+        return (
+            f"random crops of images that are not {size} x {size} px need all of their pixels; build a cache of this "
+            "size, or crop nothing"
+        )
+    needed = sum(len(source.labels) for source in sources) * size * size * 3 * options.processes
+    if needed > options.share * free:
+        return (
+            f"{needed / 2**20:,.0f} MiB are more than {options.share:.0%} of the {free / 2**20:,.0f} MiB that are free"
+        )
+    return ""
+
+
+def make_resident(
+    sources: Sequence[Source],
+    engine: Engine,
+    *,
+    view: View = PLAIN_VIEW,
+    options: ResidentOptions = DEFAULT,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Source]:
+    """Keep sources in memory, all or none of them.
+
+    Args:
+        sources: What is to be read again and again.
+        engine: Renders them.
+        view: Random crop and flip of the first of them.
+        options: Whether and how much.
+        advance: Told the number of samples that were decoded.
+
+    Returns:
+        The sources to read from: these, or others with the same samples.
+
+    Raises:
+        UsageError: `on`, and it cannot be.
+    """
+    if options.mode == "off":
+        return list(sources)
+    why_not = obstacle(sources, engine, view, options, free_memory())
+    if why_not and options.mode == "on":
+        raise UsageError(f"--resident on: {why_not}; or give --resident auto")
+    return list(sources) if why_not else [ResidentSource(source, engine, advance) for source in sources]
+
+
+def free_memory() -> int:
+    """Bytes that may be had without swapping: what the system says, within the limit of the control group."""
+    return min(_available(Path("/proc/meminfo")), _group_left(Path("/sys/fs/cgroup")))
+
+
+def _available(path: Path) -> int:
+    try:
+        for line in path.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _group_left(folder: Path) -> int:
+    """What a container (cgroup 2) may still take; no limit where there is none."""
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        return max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return 1 << 62

@@ -1,0 +1,61 @@
+"""From levels to what a network eats: scaled, shifted, in the wanted type and memory format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+
+DType = Literal["uint8", "float32", "float16", "bfloat16"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class TensorFormat:
+    """Turns rendered pixels into tensors; the numbers it needs are put on a device once, not once a batch.
+
+    Attributes:
+        dtype: `uint8` leaves levels 0 … 255 as they are; a float type gives (level / 255 - mean) / std, calculated in
+            float32.
+        mean: Per channel, for levels in [0, 1].
+        std: Per channel, above 0.
+        channels_last: Leave the memory as the engines write it: the pixels of a row side by side, which is what
+            convolutions on GPUs and on most CPUs are fastest with. False copies every batch into planes.
+
+    Raises:
+        ValueError: An unknown type, or a deviation that is not above 0.
+    """
+
+    dtype: DType = "uint8"
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    channels_last: bool = True
+    _placed: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(DType):
+            raise ValueError(f"unknown dtype {self.dtype!r}; it is one of {', '.join(get_args(DType))}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Convert a batch.
+
+        Args:
+            images: uint8 [n, 3, height, width], any memory format.
+
+        Returns:
+            [n, 3, height, width] on the same device: the tensor itself where nothing is to be done.
+        """
+        if self.dtype != "uint8":
+            scale, offset = self._numbers(images.device)
+            images = torch.addcmul(offset, images.to(torch.float32), scale).to(getattr(torch, self.dtype))
+        return images if self.channels_last else images.contiguous()
+
+    def _numbers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """1 / (255 std) and -mean / std, float32 [1, 3, 1, 1]."""
+        if device not in self._placed:
+            scale = torch.tensor([1 / (255 * s) for s in self.std], device=device).view(1, -1, 1, 1)
+            offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device)
+            self._placed[device] = scale, offset.view(1, -1, 1, 1)
+        return self._placed[device]
