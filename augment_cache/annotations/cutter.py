@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -15,7 +16,7 @@ import simplejpeg
 from augment_cache.annotations.coco import Fault
 from augment_cache.annotations.screen import Candidate
 from augment_cache.annotations.window import Window
-from pipelines.decode import Header, Pixels, decode, read_header, turn_upright
+from pipelines.decode import Pixels, decode, read_header, turn_upright
 from pipelines.errors import CorruptSampleError
 
 _BACK = {6: 8, 8: 6}
@@ -28,6 +29,15 @@ class Cut:
 
     candidate: Candidate
     result: int | Fault
+
+
+class OpenPhoto(NamedTuple):
+    """A decoded photo."""
+
+    upright: Pixels
+    """uint8 [height, width, 3], as people see it."""
+    orientation: int
+    """The EXIF orientation that was undone, 1 to 8."""
 
 
 def by_photo(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
@@ -57,27 +67,49 @@ def cut_photo(candidates: Sequence[Candidate], folder: Path, quality: int) -> li
     Raises:
         OSError: A crop cannot be written.
     """
-    try:
-        data = candidates[0].path.read_bytes()
-        header = read_header(data)
-        upright = decode(data, header=header)
-    except (CorruptSampleError, OSError) as error:
-        fault = Fault("unreadable_photo", " ".join(str(error).split()))
-        return [Cut(candidate=candidate, result=fault) for candidate in candidates]
+    photo = open_photo(candidates[0].path)
     return [
-        Cut(candidate=candidate, result=_cut_one(candidate, upright, header, folder, quality))
+        Cut(candidate=candidate, result=_write(candidate, cut_candidate(candidate, photo), folder, quality))
         for candidate in candidates
     ]
 
 
-def _cut_one(candidate: Candidate, upright: Pixels, header: Header, folder: Path, quality: int) -> int | Fault:
-    frame = (candidate.photo.height, candidate.photo.width)
-    crop = cut_window(upright, header.orientation, frame, candidate.window)
-    if crop is None:
-        found, said = f"{upright.shape[1]} x {upright.shape[0]}", f"{frame[1]} x {frame[0]}"
-        return Fault("size_mismatch", f"the photo has {found} px, the annotations say {said}")
+def _write(candidate: Candidate, crop: Pixels | Fault, folder: Path, quality: int) -> int | Fault:
+    if isinstance(crop, Fault):
+        return crop
     data = simplejpeg.encode_jpeg(crop, quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False)
     return (folder / crop_name(candidate.annotation.annotation_id)).write_bytes(data)
+
+
+def open_photo(path: Path) -> OpenPhoto | Fault:
+    """Decode a photo; one that cannot be read is a fault, not an exception."""
+    try:
+        data = path.read_bytes()
+        header = read_header(data)
+        return OpenPhoto(decode(data, header=header), header.orientation)
+    except (CorruptSampleError, OSError) as error:
+        return Fault("unreadable_photo", " ".join(str(error).split()))
+
+
+def cut_candidate(candidate: Candidate, photo: OpenPhoto | Fault) -> Pixels | Fault:
+    """What a candidate shows of its photo.
+
+    Args:
+        candidate: What to cut.
+        photo: What `open_photo` returned for the candidate's path.
+
+    Returns:
+        uint8 [rows, columns, 3], upright and contiguous; may share memory with the photo. Or the photo's fault, or that
+        it has another size than the annotations say.
+    """
+    if isinstance(photo, Fault):
+        return photo
+    frame = (candidate.photo.height, candidate.photo.width)
+    crop = cut_window(photo.upright, photo.orientation, frame, candidate.window)
+    if crop is not None:
+        return crop
+    found, said = f"{photo.upright.shape[1]} x {photo.upright.shape[0]}", f"{frame[1]} x {frame[0]}"
+    return Fault("size_mismatch", f"the photo has {found} px, the annotations say {said}")
 
 
 def cut_window(upright: Pixels, orientation: int, frame: tuple[int, int], window: Window) -> Pixels | None:
