@@ -146,6 +146,7 @@ def decode(
     header: Header | None = None,
     min_height: int = 0,
     min_width: int = 0,
+    out: Pixels | None = None,
 ) -> Pixels:
     """Decode to RGB, upright, strictly: a truncated or damaged file is an error, never grey pixels.
 
@@ -155,6 +156,7 @@ def decode(
         min_height: The upright result needs no more than this many rows; a JPEG may then be decoded at a fraction of
             its size (never below this). 0 decodes in full.
         min_width: The same for columns.
+        out: uint8 [height, width, 3], contiguous: where the pixels of an upright JPEG of this very size go.
 
     Returns:
         uint8 [height, width, 3]; contiguous unless the image had to be turned upright.
@@ -168,7 +170,7 @@ def decode(
     if header.orientation >= 5:
         min_height, min_width = min_width, min_height
     try:
-        stored = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
+        stored = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width, buffer=out)
     except ValueError as error:
         raise CorruptSampleError(f"damaged JPEG: {error}") from error
     return turn_upright(stored, header.orientation)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.console.progress import ProgressMeter
 from pipelines.engines.base import Engine, Job
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.plan import PLAIN_VIEW, View, nothing
@@ -146,7 +147,7 @@ def make_resident(
     *,
     view: View = PLAIN_VIEW,
     options: ResidentOptions = DEFAULT,
-    advance: Callable[[int], None] = lambda _: None,
+    show: bool = False,
 ) -> list[Source]:
     """Keep sources in memory, all or none of them.
 
@@ -155,7 +156,7 @@ def make_resident(
         engine: Renders them.
         view: Random crop and flip of the first of them.
         options: Whether and how much.
-        advance: Told the number of samples that were decoded.
+        show: Show progress.
 
     Returns:
         The sources to read from: these, or others with the same samples.
@@ -168,7 +169,10 @@ def make_resident(
     why_not = obstacle(sources, engine, view, options, free_memory())
     if why_not and options.mode == "on":
         raise UsageError(f"--resident on: {why_not}; or give --resident auto")
-    return list(sources) if why_not else [ResidentSource(source, engine, advance) for source in sources]
+    if why_not:
+        return list(sources)
+    with ProgressMeter("decode", sum(len(source.labels) for source in sources), "images", enabled=show) as progress:
+        return [ResidentSource(source, engine, progress.advance) for source in sources]
 
 
 def free_memory() -> int:

@@ -15,9 +15,10 @@ from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
 from pipelines.errors import ProblemFoundError, UsageError
+from pipelines.opening import OpenOptions
 from pipelines.tensors import TensorFormat
 from training.engine.config import Precision
-from training.engine.data import DataOptions, make_test_loader, open_data, process_of
+from training.engine.data import make_test_loader, open_data, process_of
 from training.engine.loop import evaluate as evaluate_model
 from training.engine.metrics import Scores
 from training.measure.confusion_plot import draw_confusion
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision=_precision(config, card))
     process = process_of(accelerator)
     torch.set_num_threads(process.threads(0))
-    options = DataOptions(_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
+    options = OpenOptions(split=_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
     (source,) = open_data(config.data, (config.split,), options)
     if source.classes != card.classes:
         raise UsageError(

@@ -36,7 +36,7 @@ EXAMPLE = """
 """
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.jsonl"
 BEST_NAME, LAST_NAME = "best.safetensors", "last.safetensors"
-FREE_OPTIONS = ("out", "resume", "overwrite")
+FREE_OPTIONS = ("out", "resume", "overwrite", "data.check", "data.resident", "data.resident_share")
 """Options that a resumed run may change."""
 
 
@@ -137,10 +137,9 @@ def _difference(old: Any, new: Any, name: str = "") -> str:  # noqa: ANN401 - an
     """The first option in which two runs differ, in words; empty if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
-            if not (name == "" and key in FREE_OPTIONS):
-                found = _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-                if found:
-                    return found
+            dotted = f"{name}.{key}".lstrip(".")
+            if dotted not in FREE_OPTIONS and (found := _difference(old.get(key), new.get(key), dotted)):
+                return found
         return ""
     return "" if old == new else f"{name} was {old}, now {new}"
 
@@ -200,6 +199,7 @@ class _Run:
                 result = self.trainer.train_epoch(self.train_loader, epoch, self.config.seed, progress)
                 scores, val_loss = self.trainer.evaluate(self.val_loader, len(self.classes))
                 self._record(epoch, result, scores, val_loss)
+                self._say_skipped()
                 images += result.images
         self.accelerator.wait_for_everyone()
         seconds = time.monotonic() - start
@@ -262,6 +262,14 @@ class _Run:
                 "torch": version("torch"),
             },
         )
+
+    def _say_skipped(self) -> None:
+        """Say which samples were left out since this was last called, if any were."""
+        for loader in (self.train_loader, self.val_loader):
+            if loader.skipped:
+                first = loader.skipped[0]
+                say(f"train: left out {len(loader.skipped)} damaged samples, first {first.where}: {first.reason}")
+                loader.skipped.clear()
 
     def _data_fingerprint(self) -> str:
         """What the run sees: resuming on other images, labels or augmentations would not be the same run."""

@@ -33,7 +33,7 @@ from pipelines.console.cores import usable_cores
 from pipelines.decode import Pixels, decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Stack, Timing
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import Box, Placement, place, scaled
+from pipelines.fit import WHOLE, Box, Placement, place, scaled
 from pipelines.plan import Plan
 
 CHUNKS_PER_THREAD = 2
@@ -139,13 +139,15 @@ class _Task:
         self.spec, self.job = spec, job
         kept = 0 if job.finish else len(job.images)
         self.pixels = np.empty((job.plan.rounds, kept, spec.size, spec.size, 3), np.uint8)
-        plan, stack = job.plan, isinstance(job.images, Stack) and job.images.side == (spec.size, spec.size)
-        self.copied = stack and job.finish is None and plan.rounds == 1 and plan.is_plain
+        self._plain = job.finish is None and job.plan.rounds == 1 and job.plan.is_plain
+        self.copied = self._plain and isinstance(job.images, Stack) and job.images.side == (spec.size, spec.size)
         """Nothing but copies, some of them mirrored."""
 
     def render(self, start: int, stop: int) -> _Part:
         """Render samples start … stop - 1, into their place or for `finish`."""
-        return self._copy(start, stop) if self.copied else self._render(start, stop)
+        if self.copied:
+            return self._copy(start, stop)
+        return self._show(start, stop) if self._plain else self._render(start, stop)
 
     def _copy(self, start: int, stop: int) -> _Part:
         began = perf_counter()
@@ -158,6 +160,26 @@ class _Task:
         for index in errors:
             out[index - start] = FILL
         return _Part(errors, [], Timing(fetched - began, 0.0, perf_counter() - fetched))
+
+    def _show(self, start: int, stop: int) -> _Part:
+        """What `_render` does, without what ops and crops would need: that costs as much as decoding a small JPEG."""
+        job, pixels, errors, clock = self.job, self.pixels[0], {}, _Clock()
+        for index, flip in enumerate(job.plan.flip[0, start:stop].tolist(), start):
+            out = pixels[index]
+            try:
+                image = job.images[index]
+                clock.fetched()
+                if not _decoded_into(out, image):
+                    full_size, decoded, (placement,) = _open(self.spec, image, _WHOLE)
+                    out[:] = fitted(decoded, full_size, placement, self.spec.size)
+                clock.decoded()
+                if flip:
+                    cv2.flip(out, 1, out)
+            except CorruptSampleError as error:
+                errors[index] = str(error)
+                out[:] = FILL
+            clock.augmented()
+        return _Part(errors, [], clock.timing)
 
     def _render(self, start: int, stop: int) -> _Part:
         job = self.job
@@ -209,6 +231,20 @@ class _Clock:
     @property
     def timing(self) -> Timing:
         return Timing(self._fetch, self._decode, self._augment)
+
+
+_WHOLE: tuple[Box, ...] = (WHOLE,)
+
+
+def _decoded_into(out: Pixels, image: Image) -> bool:
+    """Decode an upright JPEG of just the right size to where it belongs; False if it is another image."""
+    if image.ndim == 3:
+        return False
+    header = read_header(image)
+    fits = header.turbo and header.orientation == 1 and (header.height, header.width) == out.shape[:2]
+    if fits:
+        decode(image, header=header, out=out)
+    return fits
 
 
 class _Version(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
+from pipelines.resident import ResidentMode
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -15,13 +16,21 @@ class DataConfig:
     """Where the samples come from and what happens to them on the way.
 
     Args:
-        path: A cache (from augment_cache.build), a folder of crops, or a folder of class folders.
+        path: A cache (from augment_cache.build), a folder of crops, a folder of class folders, or photos with their
+            annotations.json.
         size: Side of the model's input in px; the cache's own size when absent, 64 for a folder.
         batch_size: Images per step, over all processes together.
         copies: Use only so many augmented copies of each sample in the cache; all when absent.
         flip: Mirror half of the training images left to right.
         min_area: Smallest share of the image that a random resized crop shows; 1 switches it off.
         augment: Policy for online augmentation, by name or path, drawn anew in each epoch; none when absent.
+        order: shuffled sees each training row once per epoch; balanced draws every class equally often, rows of rare
+            classes several times, each time with another flip, crop and augmentation.
+        check: rows holds every row of a cache against its checksum when it is read; off trusts the disk.
+        damaged: raise stops at a sample that cannot be read; skip leaves it out and says so.
+        resident: Keep all decoded images in memory, so that an epoch reads and decodes nothing. auto does where that
+            changes no pixel and the memory is there.
+        resident_share: Of the free memory that auto may take.
         engine: Renders the images. auto is DALI on a GPU, the cpu engine otherwise.
         threads: CPU threads of the loader per process; 0 divides the cores among the processes.
         val: Share for validation, where path holds class folders without splits.
@@ -37,6 +46,11 @@ class DataConfig:
     flip: bool = True
     min_area: float = 1.0
     augment: str | None = None
+    order: Literal["shuffled", "balanced"] = "shuffled"
+    check: Literal["rows", "off"] = "rows"
+    damaged: Literal["raise", "skip"] = "raise"
+    resident: ResidentMode = "auto"
+    resident_share: float = 0.3
     engine: EngineName = "auto"
     threads: int = 0
     val: float = 0.15

@@ -7,15 +7,17 @@ from typing import Any
 
 from augment_cache.format.manifest import MANIFEST_NAME, read_manifest
 from augment_cache.format.policy import load_policy
-from augment_cache.format.source import CacheSource
+from augment_cache.opening.sources import open_sources
 from pipelines.console.cores import usable_cores
-from pipelines.datasets import SplitOptions, open_splits
+from pipelines.datasets import SplitOptions
 from pipelines.engines.base import Engine, RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
 from pipelines.loader import Loader, LoaderOptions
+from pipelines.opening import OpenOptions, open_with, wanted_splits
 from pipelines.plan import View
+from pipelines.resident import ResidentOptions, make_resident
 from pipelines.sources import Source
 from training.engine.config import DataConfig
 
@@ -48,21 +50,6 @@ class Process:
         return asked or max(1, usable_cores() // self.local_world)
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """How a data set is opened.
-
-    Attributes:
-        split: How a folder of class folders is cut.
-        copies: Augmented copies of training images that are used; None uses all that a cache has.
-        allow_empty_classes: Accept classes without images.
-    """
-
-    split: SplitOptions
-    copies: int | None = None
-    allow_empty_classes: bool = False
-
-
 def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accelerator, which has no types
     """The place of this process among all of an Accelerate launch."""
     return Process(
@@ -73,28 +60,18 @@ def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accele
     )
 
 
-def open_data(path: Path, splits: tuple[str, ...], options: DataOptions) -> list[Source]:
-    """Open splits of a cache or of a folder.
+def open_data(path: Path, splits: tuple[str, ...], options: OpenOptions) -> list[Source]:
+    """Open splits of a cache, of a folder of images, or of annotated photos.
 
     Args:
-        path: A cache, a folder of crops, or a folder of class folders.
+        path: A cache, a folder of crops, a folder of class folders, or photos with annotations.json.
         splits: Names of the splits.
         options: How to read them.
 
     Raises:
-        UsageError: Neither a cache nor a folder of images, or no such split.
+        UsageError: It is nothing of the kind, or has no such split.
     """
-    if (path / MANIFEST_NAME).is_file():
-        return [CacheSource(path, split, copies=options.copies if split == "train" else 0) for split in splits]
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; give a cache (from augment_cache.build) or a folder of images")
-    if any(path.glob("*/shard-*.arrow")):
-        raise UsageError(f"{path} is an unfinished cache; run the same augment_cache.build again, it goes on")
-    sources = open_splits(path, options.split, allow_empty_classes=options.allow_empty_classes)
-    missing = [split for split in splits if split not in sources]
-    if missing:
-        raise UsageError(f"{path} has no split {missing[0]!r}; it has {', '.join(sources)}")
-    return [sources[split] for split in splits]
+    return wanted_splits(path, open_with(path, options, [open_sources]), splits)
 
 
 def image_shape(path: Path, size: int | None) -> tuple[int, Fit]:
@@ -105,28 +82,46 @@ def image_shape(path: Path, size: int | None) -> tuple[int, Fit]:
     return size or FOLDER_SIZE, "pad"
 
 
+def open_options(config: DataConfig) -> OpenOptions:
+    """The part of the options that opening needs."""
+    return OpenOptions(
+        split=SplitOptions(config.val, config.test, config.split_seed),
+        copies=config.copies,
+        allow_empty_classes=config.allow_empty_classes,
+        check=config.check == "rows",
+    )
+
+
 def make_loaders(config: DataConfig, process: Process, seed: int) -> tuple[Loader, Loader, Engine]:
     """Loaders of the train and val splits, and the engine that both use.
 
     Raises:
         UsageError: The data cannot be used with these options.
     """
-    split = SplitOptions(config.val, config.test, config.split_seed)
-    options = DataOptions(split, config.copies, config.allow_empty_classes)
-    train, val = open_data(config.path, ("train", "val"), options)
+    train, val = open_data(config.path, ("train", "val"), open_options(config))
     policy = load_policy(config.augment) if config.augment else None
     view = View(flip=config.flip, min_area=config.min_area)
+    resident = ResidentOptions(mode=config.resident, share=config.resident_share, processes=process.local_world)
     spec = RenderSpec(*image_shape(config.path, config.size))
     engine = make_engine(config.engine, spec, device=process.device, threads=process.threads(config.threads))
     evaluation = LoaderOptions(
-        batch_size=config.batch_size, train=False, seed=seed, rank=process.rank, world=process.world
+        batch_size=config.batch_size,
+        train=False,
+        seed=seed,
+        damaged=config.damaged,
+        rank=process.rank,
+        world=process.world,
     )
     try:
-        training = replace(evaluation, train=True, view=view, policy=policy)
+        training = replace(evaluation, train=True, order=config.order, view=view, policy=policy)
+        train, val = make_resident((train, val), engine, view=view, options=resident, show=process.rank == 0)
         return Loader(train, engine, training), Loader(val, engine, evaluation), engine
     except ValueError as error:
         engine.close()
         raise UsageError(f"{config.path}: {error}; change --data.batch_size") from error
+    except BaseException:
+        engine.close()
+        raise
 
 
 def make_test_loader(
