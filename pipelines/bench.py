@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.augmentations import OPS, Policy, full_range
 from pipelines.console.cores import usable_cores
@@ -82,7 +82,7 @@ class BenchConfig:
     ops: int = 0
     dtype: DType = "uint8"
     channels_last: bool = True
-    check: bool = True
+    check: Literal["rows", "off"] = "rows"
     resident: ResidentMode = "auto"
     resident_share: float = 0.3
     engine: EngineName = "auto"
@@ -161,7 +161,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def _open_options(config: BenchConfig) -> OpenOptions:
-    return OpenOptions(split=SplitOptions(), copies=config.copies, allow_empty_classes=True, check=config.check)
+    return OpenOptions(split=SplitOptions(), copies=config.copies, allow_empty_classes=True, check=config.check == "rows")
 
 
 def _size(config: BenchConfig, source: Source) -> int:

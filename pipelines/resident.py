@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipelines.console.progress import ProgressMeter
-from pipelines.engines.base import Engine, Job
+from pipelines.engines.base import DeviceRows, Engine, Job
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.plan import PLAIN_VIEW, View, nothing
 from pipelines.sources import Lazy, Source
@@ -41,12 +42,12 @@ class ResidentSource:
             source.fingerprint,
         )
         size, count = engine.spec.size, len(source.labels)
-        self._images = np.empty((count, size, size, 3), np.uint8)
+        self._images = torch.empty((count, size, size, 3), dtype=torch.uint8, device=engine.device)
         self._damaged: dict[int, str] = {}
         starts = range(0, count, BATCH)
         jobs = (_job(source, np.arange(start, min(start + BATCH, count), dtype=np.int64)) for start in starts)
         for start, rendered in zip(starts, engine.stream(jobs), strict=True):
-            pixels = rendered.pixels[0].cpu().numpy()
+            pixels = rendered.pixels[0]
             self._images[start : start + len(pixels)] = pixels
             self._damaged.update({start + place: reason for place, reason in rendered.errors.items()})
             advance(len(pixels))
@@ -55,12 +56,14 @@ class ResidentSource:
         """Views of the images of some rows."""
         if self._damaged and not self._damaged.keys().isdisjoint(rows.tolist()):
             return Lazy(self._image, rows)
-        return _Rows(self._images, rows)
+        return (
+            _Rows(self._images.numpy(), rows) if self._images.device.type == "cpu" else DeviceRows(self._images, rows)
+        )
 
     def _image(self, row: int) -> NDArray[np.uint8]:
         if row in self._damaged:
             raise CorruptSampleError(self._damaged[row])
-        image: NDArray[np.uint8] = self._images[row]
+        image: NDArray[np.uint8] = self._images[row].cpu().numpy()
         return image
 
     def describe(self, row: int) -> str:
@@ -166,7 +169,7 @@ def make_resident(
     """
     if options.mode == "off":
         return list(sources)
-    why_not = obstacle(sources, engine, view, options, free_memory())
+    why_not = obstacle(sources, engine, view, options, free_memory(engine.device))
     if why_not and options.mode == "on":
         raise UsageError(f"--resident on: {why_not}; or give --resident auto")
     if why_not:
@@ -175,8 +178,10 @@ def make_resident(
         return [ResidentSource(source, engine, progress.advance) for source in sources]
 
 
-def free_memory() -> int:
-    """Bytes that may be had without swapping: what the system says, within the limit of the control group."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that may be had on a device; in host memory, without swapping and within the limit of the control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     return min(_available(Path("/proc/meminfo")), _group_left(Path("/sys/fs/cgroup")))
 
 

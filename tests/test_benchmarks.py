@@ -184,7 +184,7 @@ MOVES = {"Rotate": 20.0, "TranslateX": 0.25, "TranslateY": -0.25, "ShearX": 0.3,
 
 @pytest.mark.parametrize("name", MOVES)
 def test_torchvision_rival_moves_the_same_way_as_ours(name):
-    from pipelines.engines.cpu import apply_op
+    from pipelines.engines.cpu_ops import apply_op
     from tests.benchmarks.rivals import torchvision_pool
 
     pixels = np.full((64, 64, 3), 128, np.uint8)

@@ -63,6 +63,7 @@ def test_the_jobs_are_these():
         "augment_cache.preview",
         "augment_cache.sample",
         "augment_cache.verify",
+        "pipelines.bench",
         "training.evaluate",
         "training.train",
     ]

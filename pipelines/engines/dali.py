@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import cv2
@@ -28,7 +29,7 @@ from pipelines.augmentations import (
 )
 from pipelines.console.cores import usable_cores
 from pipelines.decode import decode, read_header
-from pipelines.engines.base import Image, Job, Rendered, RenderSpec
+from pipelines.engines.base import DeviceRows, Image, Job, Rendered, RenderSpec, Timing, mirrored
 from pipelines.engines.dali_compat import Dali
 from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
 from pipelines.errors import CorruptSampleError
@@ -38,6 +39,10 @@ from pipelines.plan import Plan
 BATCHES_AHEAD = 2
 FINISH_CHUNK = 16
 """Samples that one task of the thread pool finishes: enough to hide the cost of handing it over."""
+
+
+Images = list[Image] | NDArray[np.uint8] | torch.Tensor
+"""One array per image, or one for all of them: uint8 [n, height, width, 3], on the GPU where it is a tensor."""
 
 
 class DaliEngine:
@@ -97,6 +102,11 @@ class DaliEngine:
         leased: dict[GraphShape, _Graph] = {}
         try:
             for job in jobs:
+                if isinstance(job.images, DeviceRows) and job.plan.is_plain:
+                    while waiting:
+                        yield self._collect(waiting.popleft())
+                    yield job, self._gathered(job, job.images)
+                    continue
                 fed = self._prepare(job)
                 graph = leased.get(fed.shape)
                 if graph is None or graph.capacity < len(fed.images):
@@ -127,6 +137,14 @@ class DaliEngine:
             if not self._closed:
                 self._free.extend(graph for graph in leased.values() if graph.whole)
 
+    @staticmethod
+    def _gathered(job: Job, rows: DeviceRows) -> Rendered:
+        """A job without ops and crops whose images are on the device: no graph is needed."""
+        began = perf_counter()
+        pixels = rows.gather()
+        versions = torch.stack([mirrored(pixels, flip) for flip in job.plan.flip])
+        return Rendered(versions, {}, job.tag, timing=Timing(augment=perf_counter() - began))
+
     def close(self) -> None:
         """Drop the graphs and stop the threads."""
         self._closed = True
@@ -142,20 +160,28 @@ class DaliEngine:
 
     def _prepare(self, job: Job) -> "_Fed":
         plan, size = job.plan, self.spec.size
-        images, errors = self._checked(job)
-        encoded = bool(images) and images[0].ndim == 1
+        began = perf_counter()
+        there = isinstance(job.images, DeviceRows)
+        images, errors = (self._on_device(job.images), {}) if there else self._checked(job)
+        encoded = len(images) > 0 and images[0].ndim == 1
         resize = encoded or _cropped(plan) or any(image.shape[:2] != (size, size) for image in images)
         views = plan.rounds if _cropped(plan) else 1
         inputs: dict[str, Any] = {"image": images}
         crop = resize and (_cropped(plan) or self.spec.fit == "crop")
         if resize:
             inputs.update(_view_inputs(images, plan, self.spec, views, crop=crop))
-        shape = GraphShape(encoded, resize, crop, views, plan.rounds, plan.slots)
+        shape = GraphShape(encoded, there, resize, crop, views, plan.rounds, plan.slots)
         for number in range(plan.rounds):
             inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
             for slot in range(plan.slots):
                 inputs.update(_slot_inputs(plan, number, slot, size))
-        return _Fed(job, images, errors, shape, inputs)
+        return _Fed(job, images, errors, shape, inputs, perf_counter() - began)
+
+    def _on_device(self, rows: Sequence[Image]) -> Images:
+        """Rows in one array, as DALI takes it without a copy."""
+        assert isinstance(rows, DeviceRows)
+        pixels = rows.gather()
+        return pixels if self.gpu else pixels.numpy()
 
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
@@ -171,10 +197,12 @@ class DaliEngine:
 
     def _collect(self, fed: "_Fed") -> tuple[Job, Rendered]:
         assert fed.graph is not None
+        began = perf_counter()
         pixels = fed.graph.collect(fed.job.plan.rounds, len(fed.images))
         for index in fed.errors:
             pixels[:, index] = FILL
-        return fed.job, Rendered(pixels, fed.errors, fed.job.tag)
+        timing = Timing(fetch=fed.fetch, augment=perf_counter() - began)
+        return fed.job, Rendered(pixels, fed.errors, fed.job.tag, timing=timing)
 
 
 @dataclass
@@ -257,10 +285,12 @@ class _Fed:
     """A job on its way through DALI; keeps alive what DALI reads without a copy."""
 
     job: Job
-    images: list[Image]
+    images: Images
     errors: dict[int, str]
     shape: GraphShape
     inputs: dict[str, Any]
+    fetch: float
+    """Seconds that it took to get the images."""
     graph: _Graph | None = None
 
 
@@ -301,13 +331,16 @@ def _check(images: Sequence[Image], index: int) -> Image | str:
 _GREY_PNG: Image = cv2.imencode(".png", np.full((8, 8, 3), FILL, np.uint8))[1].reshape(-1)
 
 
-def _size(image: Image) -> tuple[int, int]:
-    return (image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright
+def _sizes(images: Images) -> list[tuple[int, int]]:
+    """(height, width) of each image."""
+    if not isinstance(images, list):
+        return [(images.shape[1], images.shape[2])] * len(images)
+    return [(image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright for image in images]
 
 
-def _view_inputs(images: list[Image], plan: Plan, spec: RenderSpec, views: int, *, crop: bool) -> dict[str, Any]:
+def _view_inputs(images: Images, plan: Plan, spec: RenderSpec, views: int, *, crop: bool) -> dict[str, Any]:
     """Inputs of the placements: where each starts and how far it extends (if any crops), its size and its offset."""
-    sizes = [_size(image) for image in images]
+    sizes = _sizes(images)
     inputs: dict[str, Any] = {}
     for view in range(views):
         table = np.empty((len(images), 8), np.float32)

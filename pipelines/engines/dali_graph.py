@@ -19,6 +19,7 @@ class GraphShape:
 
     Attributes:
         encoded: Files to decode; otherwise raw pixels.
+        there: Raw pixels lie on the graph's device already.
         resize: Images are fitted; otherwise they have the right size already.
         crop: Some placement shows only a part of its image.
         views: Number of placements per sample: 1, or one for each round where crops differ.
@@ -27,6 +28,7 @@ class GraphShape:
     """
 
     encoded: bool
+    there: bool
     resize: bool
     crop: bool
     views: int
@@ -144,14 +146,15 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
         One node per round: uint8 HWC.
     """
     fn, types = dali.fn, dali.types
+    where = "gpu" if gpu and shape.there else "cpu"
     image = fn.external_source(
-        name="image", no_copy=True, device="cpu", ndim=1 if shape.encoded else 3, dtype=types.UINT8
+        name="image", no_copy=True, device=where, ndim=1 if shape.encoded else 3, dtype=types.UINT8
     )
     if shape.encoded:
         image = fn.decoders.image(image, device="mixed" if gpu else "cpu", output_type=types.RGB)
     else:
         image = fn.reshape(image, layout="HWC")
-        image = image.gpu() if gpu else image
+        image = image.gpu() if gpu and not shape.there else image
     views = (
         [_fitted(dali, image, view, size, crop=shape.crop) for view in range(shape.views)] if shape.resize else [image]
     )

@@ -12,7 +12,8 @@ import pytest
 from pipelines.augmentations import CODES, FILL, LUMA, OPS, Policy, full_range, value_text
 from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.choose import make_engine
-from pipelines.engines.cpu import CpuEngine, apply_op
+from pipelines.engines.cpu import CpuEngine
+from pipelines.engines.cpu_ops import apply_op
 from pipelines.engines.dali_compat import dali_version
 from pipelines.errors import CorruptSampleError
 from pipelines.plan import Plan, Stage, View, draw, nothing
