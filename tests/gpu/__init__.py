@@ -1,0 +1,1 @@
+"""What runs only where there is a GPU."""
