@@ -124,7 +124,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     try:
         view = View(flip=config.flip, min_area=config.min_area)
         resident = ResidentOptions(mode=config.resident, share=config.resident_share)
-        (source,) = make_resident((source,), engine, view=view, options=resident, show=True)
+        (source,) = make_resident((source,), engine, view=view, plain=not config.ops, options=resident, show=True)
         options = LoaderOptions(
             batch_size=config.batch_size,
             train=config.order != "sequential",
@@ -150,7 +150,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "engine": engine.name,
         "device": str(engine.device),
         "threads": threads,
-        "resident": len(source.labels) * size * size * 3 if isinstance(source, ResidentSource) else 0,
+        "resident": source.bytes if isinstance(source, ResidentSource) else 0,
         "first_epoch": first,
         "rounds": rounds,
         "images_per_second": {"median": median(rates), "least": min(rates), "most": max(rates)},
@@ -161,7 +161,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def _open_options(config: BenchConfig) -> OpenOptions:
-    return OpenOptions(split=SplitOptions(), copies=config.copies, allow_empty_classes=True, check=config.check == "rows")
+    return OpenOptions(
+        split=SplitOptions(), copies=config.copies, allow_empty_classes=True, check=config.check == "rows"
+    )
 
 
 def _size(config: BenchConfig, source: Source) -> int:

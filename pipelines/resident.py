@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines.console.progress import ProgressMeter
-from pipelines.engines.base import DeviceRows, Engine, Job
+from pipelines.engines.base import DeviceRows, Engine, Job, Stack
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.plan import PLAIN_VIEW, View, nothing
 from pipelines.sources import Lazy, Source
@@ -28,12 +29,20 @@ class ResidentSource:
     Args:
         source: What to decode.
         engine: Decodes; its size is that of the images.
+        mirror: Keep all images mirrored, too: twice the memory, and a random flip costs nothing.
         advance: Told the number of samples that were decoded.
     """
 
     checked = True
 
-    def __init__(self, source: Source, engine: Engine, advance: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        engine: Engine,
+        *,
+        mirror: bool = False,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._source = source
         self.classes, self.labels, self.ids, self.fingerprint = (
             source.classes,
@@ -42,23 +51,32 @@ class ResidentSource:
             source.fingerprint,
         )
         size, count = engine.spec.size, len(source.labels)
-        self._images = torch.empty((count, size, size, 3), dtype=torch.uint8, device=engine.device)
+        self._mirror = mirror and engine.device.type == "cpu"  # a GPU mirrors in no time
+        rows = (1 + self._mirror) * count
+        self._images = torch.empty((rows, size, size, 3), dtype=torch.uint8, device=engine.device)
         self._damaged: dict[int, str] = {}
         starts = range(0, count, BATCH)
         jobs = (_job(source, np.arange(start, min(start + BATCH, count), dtype=np.int64)) for start in starts)
         for start, rendered in zip(starts, engine.stream(jobs), strict=True):
             pixels = rendered.pixels[0]
             self._images[start : start + len(pixels)] = pixels
+            if self._mirror:
+                self._images[count + start : count + start + len(pixels)] = pixels.flip(2)
             self._damaged.update({start + place: reason for place, reason in rendered.errors.items()})
             advance(len(pixels))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the images take."""
+        return self._images.numel()
 
     def fetch(self, rows: NDArray[np.int64]) -> Sequence[NDArray[np.uint8]]:
         """Views of the images of some rows."""
         if self._damaged and not self._damaged.keys().isdisjoint(rows.tolist()):
             return Lazy(self._image, rows)
-        return (
-            _Rows(self._images.numpy(), rows) if self._images.device.type == "cpu" else DeviceRows(self._images, rows)
-        )
+        if self._images.device.type == "cpu":
+            return _Rows(self._images.numpy(), rows, len(self.labels) if self._mirror else 0)
+        return DeviceRows(self._images, rows)
 
     def _image(self, row: int) -> NDArray[np.uint8]:
         if row in self._damaged:
@@ -75,11 +93,19 @@ def _job(source: Source, rows: NDArray[np.int64]) -> Job:
     return Job(source.fetch(rows), nothing(len(rows)), checked=source.checked)
 
 
-class _Rows(Sequence[NDArray[np.uint8]]):
-    """Rows of one array, see `pipelines.engines.base.Stack`."""
+class _Rows(Stack):
+    """Rows of one array, see `pipelines.engines.base.Stack`.
 
-    def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        self._images, self._rows = images, rows
+    Args:
+        images: uint8 [n, size, size, 3].
+        rows: int64 [k].
+        mirrored: How many rows further the mirrored image of each row is; 0 where there are none.
+    """
+
+    in_memory = True
+
+    def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64], mirrored: int) -> None:
+        self._images, self._rows, self._mirrored = images, rows, mirrored
         self.side = (images.shape[1], images.shape[2])
 
     def __len__(self) -> int:
@@ -89,10 +115,13 @@ class _Rows(Sequence[NDArray[np.uint8]]):
         image: NDArray[np.uint8] = self._images[self._rows[index]]
         return image
 
-    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
-        """See `Stack`."""
+    def copy_to(self, start: int, flip: NDArray[np.bool_], out: NDArray[np.uint8]) -> dict[int, str]:
+        """See `pipelines.engines.base.Stack`."""
+        rows = self._rows[start : start + len(flip)]
         # Rows are in range; "clip" only spares numpy a second buffer.
-        np.take(self._images, self._rows[start:stop], axis=0, out=out, mode="clip")
+        np.take(self._images, rows + self._mirrored * flip, axis=0, out=out, mode="clip")
+        for place in np.flatnonzero(flip).tolist() if not self._mirrored else ():
+            cv2.flip(out[place], 1, out[place])
         return {}
 
 
@@ -119,6 +148,11 @@ class ResidentOptions:
 DEFAULT = ResidentOptions()
 
 
+def needed(sources: Sequence[Source], size: int, processes: int) -> int:
+    """Bytes of the images of some sources at a size in px, in so many processes."""
+    return sum(len(source.labels) for source in sources) * size * size * 3 * processes
+
+
 def obstacle(sources: Sequence[Source], engine: Engine, view: View, options: ResidentOptions, free: int) -> str:
     """Why sources cannot be resident; "" if they can.
 
@@ -130,16 +164,15 @@ def obstacle(sources: Sequence[Source], engine: Engine, view: View, options: Res
         free: Memory that may be had, in bytes.
     """
     size = engine.spec.size
-    crops = view.min_area < 1.0 and getattr(sources[0], "image_size", None) != size
-    if crops:
+    if view.min_area < 1.0 and getattr(sources[0], "image_size", None) != size:
         return (
             f"random crops of images that are not {size} x {size} px need all of their pixels; build a cache of this "
             "size, or crop nothing"
         )
-    needed = sum(len(source.labels) for source in sources) * size * size * 3 * options.processes
-    if needed > options.share * free:
+    wanted = needed(sources, size, options.processes)
+    if wanted > options.share * free:
         return (
-            f"{needed / 2**20:,.0f} MiB are more than {options.share:.0%} of the {free / 2**20:,.0f} MiB that are free"
+            f"{wanted / 2**20:,.0f} MiB are more than {options.share:.0%} of the {free / 2**20:,.0f} MiB that are free"
         )
     return ""
 
@@ -149,6 +182,7 @@ def make_resident(
     engine: Engine,
     *,
     view: View = PLAIN_VIEW,
+    plain: bool = False,
     options: ResidentOptions = DEFAULT,
     show: bool = False,
 ) -> list[Source]:
@@ -158,6 +192,7 @@ def make_resident(
         sources: What is to be read again and again.
         engine: Renders them.
         view: Random crop and flip of the first of them.
+        plain: The first of them gets no ops: if it is flipped, it is kept mirrored, too, where there is room.
         options: Whether and how much.
         show: Show progress.
 
@@ -169,13 +204,20 @@ def make_resident(
     """
     if options.mode == "off":
         return list(sources)
-    why_not = obstacle(sources, engine, view, options, free_memory(engine.device))
+    free = free_memory(engine.device)
+    why_not = obstacle(sources, engine, view, options, free)
     if why_not and options.mode == "on":
         raise UsageError(f"--resident on: {why_not}; or give --resident auto")
     if why_not:
         return list(sources)
+    flipped = plain and view.flip and view.min_area == 1.0
+    twice = needed([*sources, sources[0]], engine.spec.size, options.processes) <= options.share * free
+    mirrors = [flipped and twice, *[False] * (len(sources) - 1)]
     with ProgressMeter("decode", sum(len(source.labels) for source in sources), "images", enabled=show) as progress:
-        return [ResidentSource(source, engine, progress.advance) for source in sources]
+        return [
+            ResidentSource(source, engine, mirror=mirror, advance=progress.advance)
+            for source, mirror in zip(sources, mirrors, strict=True)
+        ]
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,30 +3,37 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from augment_cache.format.manifest import Manifest, read_manifest
 from augment_cache.format.shards import Row, Shard
+from pipelines.engines.base import Stack
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.sources import Lazy
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-class _RawRows(Lazy):
+class _RawRows(Lazy, Stack):
     """Rows of raw pixels, see `pipelines.engines.base.Stack`."""
+
+    in_memory = False
 
     def __init__(self, read: Callable[[int], NDArray[np.uint8]], rows: NDArray[np.int64], size: int) -> None:
         super().__init__(read, rows)
         self.side = (size, size)
 
-    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
+    def copy_to(self, start: int, flip: NDArray[np.bool_], out: NDArray[np.uint8]) -> dict[int, str]:
         """See `pipelines.engines.base.Stack`."""
         errors = {}
-        for index in range(start, stop):
+        for index, mirrored in enumerate(flip.tolist(), start):
             try:
-                out[index - start] = self[index]
+                if mirrored:
+                    cv2.flip(self[index], 1, out[index - start])
+                else:
+                    out[index - start] = self[index]
             except CorruptSampleError as error:
                 errors[index] = str(error)
         return errors

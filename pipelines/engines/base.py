@@ -1,8 +1,9 @@
 """What an engine takes, gives and promises."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,33 +37,29 @@ class RenderSpec:
             raise ValueError(f"size must be 4 to 4096 px, got {self.size}")
 
 
-@runtime_checkable
-class Stack(Protocol):
+class Stack(Sequence[Image]):
     """Raw images of one size that can be copied many at a time, without Python's work for each.
 
     Attributes:
         side: (height, width) of every image in px.
+        in_memory: To copy them takes no disk and no checksum.
     """
 
-    @property
-    def side(self) -> tuple[int, int]: ...  # noqa: D102 - see the class
+    side: tuple[int, int]
+    in_memory: bool
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Image: ...
-
-    def copy_to(self, start: int, stop: int, out: NDArray[np.uint8]) -> dict[int, str]:
-        """Copy images start … stop - 1.
+    @abstractmethod
+    def copy_to(self, start: int, flip: NDArray[np.bool_], out: NDArray[np.uint8]) -> dict[int, str]:
+        """Copy images start … start + k - 1.
 
         Args:
             start: Position of the first.
-            stop: Position after the last.
-            out: uint8 [stop - start, height, width, 3], contiguous.
+            flip: bool [k]; which are mirrored left to right.
+            out: uint8 [k, height, width, 3], contiguous.
 
         Returns:
             Position → reason of each image that is damaged; what lies in its place then says nothing.
         """
-        ...
 
 
 class DeviceRows(Sequence[Image]):

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:?give a folder of class folders of photos, for example path/to/trashnet}
 out=${2:-out/gpu}
-python=${PYTHON:-python}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 mkdir -p "$out"
 "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" ||
     { echo "torch sees no CUDA device; this script is for machines that have one" >&2; exit 2; }

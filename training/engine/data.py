@@ -114,7 +114,9 @@ def make_loaders(config: DataConfig, process: Process, seed: int) -> tuple[Loade
     )
     try:
         training = replace(evaluation, train=True, order=config.order, view=view, policy=policy)
-        train, val = make_resident((train, val), engine, view=view, options=resident, show=process.rank == 0)
+        train, val = make_resident(
+            (train, val), engine, view=view, plain=policy is None, options=resident, show=process.rank == 0
+        )
         return Loader(train, engine, training), Loader(val, engine, evaluation), engine
     except ValueError as error:
         engine.close()
