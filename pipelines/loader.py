@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -84,20 +85,27 @@ class LoaderOptions:
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} does not exist among {self.world} processes")
         if self.train and self.batch_size < self.world * self.unit:
-            raise ValueError(f"batch_size {self.batch_size} is smaller than the {self.world} processes that share it")
+            pairs = " in pairs" if self.unit == 2 else ""
+            raise ValueError(
+                f"batch_size {self.batch_size} is too small for {self.world} processes that share it{pairs}"
+            )
 
     @property
     def unit(self) -> int:
         """Samples of a batch that no cut between ranks may part."""
         return 2 if self.mix.active else 1
 
-    def rows(self, labels: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    @property
+    def order_name(self) -> OrderName:
+        """The order that these options stand for."""
+        return self.order or ("shuffled" if self.train else "sequential")
+
+    def rows(self, labels: NDArray[np.int64], classes: int, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch: int64, positions in the source."""
-        name = self.order or ("shuffled" if self.train else "sequential")
-        if name == "shuffled":
+        if self.order_name == "shuffled":
             return order.shuffled(len(labels), seed=self.seed, epoch=epoch)
-        if name == "balanced":
-            return order.balanced(labels, seed=self.seed, epoch=epoch)
+        if self.order_name == "balanced":
+            return order.balanced(labels, classes, seed=self.seed, epoch=epoch)
         return np.arange(len(labels), dtype=np.int64)
 
 
@@ -157,29 +165,41 @@ class Loader:
         """Choose the epoch: order, flips, crops and online augmentation are functions of it."""
         if epoch != self.epoch:
             self._start = self._position = 0
-        self.epoch = epoch
+        self.epoch = int(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, in four integers, the same on every rank: behind the batches handed out so far."""
+        """Where the loader is, in five integers, the same on every rank: behind the batches handed out so far.
+
+        Keys: `epoch`; `position`, samples of all ranks together; `seed`; `samples` of an epoch; `order`, as a number.
+        """
         return {
             "epoch": self.epoch,
             "position": self._position,
             "seed": self.options.seed,
             "samples": len(self.source.labels),
+            "order": get_args(OrderName).index(self.options.order_name),
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where a loader stood that had the same source, seed and order, whatever its ranks and batch size.
 
         Raises:
-            UsageError: It had another seed or another number of samples.
+            UsageError: It had another seed, order or number of samples, or this is no such state.
         """
         here = self.state_dict()
-        for name, what in (("seed", "another seed"), ("samples", "a data set of another size")):
+        missing = sorted(set(here) - set(state))
+        if missing:
+            raise UsageError(f"the saved position lacks {missing[0]!r}; start the epoch anew")
+        same = (("seed", "another seed"), ("samples", "a data set of another size"), ("order", "another order"))
+        for name, what in same:
             if state[name] != here[name]:
                 raise UsageError(
                     f"the saved position is in {what} ({state[name]} there, {here[name]} here); start the epoch anew"
                 )
+        if not (0 <= state["epoch"] < 2**32 and 0 <= state["position"] <= here["samples"]):
+            raise UsageError(
+                f"the saved position {state['position']} in epoch {state['epoch']} does not exist; start the epoch anew"
+            )
         self.epoch, self._position = int(state["epoch"]), int(state["position"])
         self._start = self._position
 
@@ -189,33 +209,35 @@ class Loader:
         Raises:
             CorruptSampleError: A sample cannot be decoded; names it.
         """
-        start, self._start = self._start, 0
+        epoch, start, self._start = self.epoch, self._start, 0
         self._position = start
-        results = self.engine.stream(self._jobs(start))
-        while True:
-            asked = time.perf_counter()
-            rendered = next(results, None)
-            wait = time.perf_counter() - asked
-            if rendered is None:
-                return
-            step: _Step = rendered.tag
-            batch = self._batch(rendered, step)
-            self.stats.add(rendered, batch.real, wait)
-            self._position = step.end
-            yield batch
+        listed: set[int] = set()
+        with closing(self.engine.stream(self._jobs(epoch, start))) as results:  # type: ignore[type-var]
+            while True:
+                asked = time.perf_counter()
+                rendered = next(results, None)
+                wait = time.perf_counter() - asked
+                if rendered is None:
+                    return
+                step: _Step = rendered.tag
+                batch = self._batch(rendered, step, listed)
+                self.stats.add(rendered, batch.real, wait)
+                if epoch == self.epoch:  # an iteration may outlive its epoch
+                    self._position = step.end
+                yield batch
 
-    def _jobs(self, start: int) -> Iterator[Job]:
+    def _jobs(self, epoch: int, start: int) -> Iterator[Job]:
         options, size = self.options, self.options.batch_size
-        rows, ids = self._order()
+        rows, ids = self._order(epoch)
         begins = [start + step * size for step in range(self._steps_from(start))]
         for first in range(0, len(begins), STEPS_PER_DRAW):
-            steps = [self._step(begin, len(rows)) for begin in begins[first : first + STEPS_PER_DRAW]]
+            steps = [self._step(epoch, begin, len(rows)) for begin in begins[first : first + STEPS_PER_DRAW]]
             plan = draw(
                 options.policy,
                 ids[np.concatenate([step.positions for step in steps])],
                 seed=options.seed,
                 stage=Stage.LOAD,
-                rounds=(self.epoch,),
+                rounds=(epoch,),
                 view=options.view,
             )
             done = 0
@@ -225,27 +247,27 @@ class Loader:
                 images = self.source.fetch(rows[step.positions])
                 yield Job(images, part, checked=self.source.checked, tag=replace(step, rows=rows[step.positions]))
 
-    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """The rows of the epoch, and what the plan of each is keyed by."""
-        rows = self.options.rows(self.source.labels, self.epoch)
+        rows = self.options.rows(self.source.labels, len(self.source.classes), epoch)
         ids = self.source.ids[rows]
-        if self.options.order == "balanced":  # a sample that comes again gets another augmentation
+        if self.options.order_name == "balanced":  # a sample that comes again gets another augmentation
             ids = ids ^ (order.occurrences(rows).astype(np.uint64) * np.uint64(_AGAIN))
         return rows, ids
 
-    def _step(self, begin: int, length: int) -> "_Step":
+    def _step(self, epoch: int, begin: int, length: int) -> "_Step":
         options = self.options
         end = min(begin + options.batch_size, length)
         share = order.share(
             np.arange(begin, end, dtype=np.int64), rank=options.rank, world=options.world, unit=options.unit
         )
-        return _Step(share.rows, share.real, self.epoch, begin, end)
+        return _Step(share.rows, share.real, epoch, begin, end)
 
-    def _batch(self, rendered: Rendered, step: "_Step") -> Batch:
+    def _batch(self, rendered: Rendered, step: "_Step", listed: set[int]) -> Batch:
         pixels, rows, real = rendered.pixels[0], step.rows, step.real
         places = np.arange(len(rows))
         if rendered.errors:
-            self._report(rows, rendered.errors)
+            self._report(rows[:real], rendered.errors, listed)
             whole = np.setdiff1d(places, list(rendered.errors))
             real = int(np.count_nonzero(whole < real))
             places = whole if len(whole) else places[:1]
@@ -259,16 +281,23 @@ class Loader:
         labels = torch.from_numpy(self.source.labels[rows]).to(pixels.device)
         return Batch(images, labels, rows, real, mix)
 
-    def _report(self, rows: NDArray[np.int64], errors: Mapping[int, str]) -> None:
+    def _report(self, rows: NDArray[np.int64], errors: Mapping[int, str], listed: set[int]) -> None:
+        """Stop at a damaged sample, or list it, unless this iteration has done so already."""
         for place, reason in sorted(errors.items()):
+            if place >= len(rows):  # another rank's sample, rendered only to keep step
+                continue
             row = int(rows[place])
+            self.stats.skipped += 1
+            if row in listed:
+                continue
+            listed.add(row)
             where = self.source.describe(row)
             if self.options.damaged == "raise":
-                raise CorruptSampleError(f"{where}: {reason}; remove it, or build a cache, which leaves such files out")
+                raise CorruptSampleError(reason if "; " in reason else f"{where}: {reason}; {CURE}")
             self.skipped.append(Skipped(row, where, reason))
-            self.stats.skipped += 1
 
 
+CURE = "remove it, or build a cache, which leaves such files out"
 _AGAIN = 0xD1B54A32D192ED03
 """An odd number without a pattern, other than the one that tells copies apart."""
 

@@ -115,9 +115,9 @@ def cut_box(share: float, centre: tuple[float, float], size: int) -> tuple[int, 
         centre: (x, y) as shares of the side, each in [0, 1).
         size: Side of the image in px.
     """
-    half = int(size * (1.0 - share) ** 0.5) // 2
-    x, y = int(centre[0] * size), int(centre[1] * size)
-    return max(x - half, 0), max(y - half, 0), min(x + half, size), min(y + half, size)
+    side = int(size * (1.0 - share) ** 0.5)
+    left, top = int(centre[0] * size) - side // 2, int(centre[1] * size) - side // 2
+    return max(left, 0), max(top, 0), min(left + side, size), min(top + side, size)
 
 
 def partners_of(places: NDArray[np.int64]) -> NDArray[np.int64]:

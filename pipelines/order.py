@@ -27,7 +27,7 @@ def shuffled(length: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(_keys(length, seed, epoch, _SHUFFLE), kind="stable").astype(np.int64)
 
 
-def balanced(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+def balanced(labels: NDArray[np.int64], classes: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """An epoch of as many draws as there are samples, in which every class comes equally often.
 
     Samples of rare classes come several times, those of frequent classes not all. Within a class, counts differ by at
@@ -35,7 +35,9 @@ def balanced(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.
     the draws cannot be divided evenly.
 
     Args:
-        labels: int64 [n]; class index of each sample. Classes without a sample take no part.
+        labels: int64 [n]; class index of each sample. Classes without a sample take no part, and neither do samples
+            whose label is none of the classes, for they are damaged.
+        classes: Number of classes.
         seed: 0 to 2**64 - 1.
         epoch: 0 to 2**32 - 1.
 
@@ -43,7 +45,7 @@ def balanced(labels: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.
         int64 [n]; positions, in random order.
     """
     rows = shuffled(len(labels), seed=seed, epoch=epoch)
-    members = [rows[labels[rows] == label] for label in np.unique(labels)]
+    members = [rows[labels[rows] == label] for label in np.unique(labels[(labels >= 0) & (labels < classes)])]
     draws, over = divmod(len(labels), max(len(members), 1))
     drawn = [
         np.resize(rows_of_class, draws + ((number - epoch) % len(members) < over))

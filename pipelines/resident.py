@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -143,6 +143,8 @@ class ResidentOptions:
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"the share of memory must be in (0, 1], got {self.share}")
+        if self.mode not in get_args(ResidentMode) or self.processes < 1:
+            raise ValueError(f"resident mode {self.mode!r} with {self.processes} processes makes no sense")
 
 
 DEFAULT = ResidentOptions()
@@ -232,15 +234,24 @@ def _available(path: Path) -> int:
         for line in path.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
+    except (OSError, ValueError, IndexError):
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _group_left(folder: Path) -> int:
-    """What a container (cgroup 2) may still take; no limit where there is none."""
+    """What a container (cgroup 2) may still take, besides what holds files only; 1 << 62 without a limit."""
     try:
-        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        return max(int(limit) - int(used), 0)
+        limit, used = (int((folder / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):
         return 1 << 62
+    return max(limit - used + _cached(folder / "memory.stat"), 0)
+
+
+def _cached(path: Path) -> int:
+    """Bytes that hold files and would be given back at once."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0

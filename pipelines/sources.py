@@ -92,6 +92,7 @@ class Subset:
         self._source, self._rows = source, rows
         self.classes, self.checked = source.classes, source.checked
         self.labels, self.ids = source.labels[rows], source.ids[rows]
+        self.image_size: int | None = getattr(source, "image_size", None)
 
     @property
     def fingerprint(self) -> str:

@@ -111,5 +111,9 @@ class CacheSource:
         return self._shards[self._shard_of[row]].row(int(self._row_of[row]))
 
     def describe(self, row: int) -> str:
-        """Shard, row in it, and source path."""
-        return f"{self._shards[self._shard_of[row]].path}, row {int(self._row_of[row])} ({self.record(row).source})"
+        """Shard, row in it and, if the row can still say it, source path."""
+        where = f"{self._shards[self._shard_of[row]].path}, row {int(self._row_of[row])}"
+        try:
+            return f"{where} ({self.record(row).source})"
+        except CorruptSampleError:
+            return where

@@ -283,7 +283,7 @@ def test_a_rank_that_does_not_exist(rank, world):
 
 
 def test_more_processes_than_samples_in_a_batch():
-    with pytest.raises(ValueError, match="batch_size 2 is smaller than the 3 processes"):
+    with pytest.raises(ValueError, match="batch_size 2 is too small for 3 processes"):
         LoaderOptions(batch_size=2, train=True, world=3)
     LoaderOptions(batch_size=2, train=False, world=3)  # an evaluation keeps the idle rank busy
 
