@@ -19,7 +19,6 @@ from pipelines.console.cores import usable_cores
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
-from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
 from pipelines.errors import UsageError
@@ -162,7 +161,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 def _open_options(config: BenchConfig) -> OpenOptions:
     return OpenOptions(
-        split=SplitOptions(), copies=config.copies, allow_empty_classes=True, check=config.check == "rows"
+        copies=config.copies, allow_empty_classes=True, check=config.check == "rows", splits=(config.split,)
     )
 
 

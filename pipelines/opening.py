@@ -22,12 +22,14 @@ class OpenOptions:
         copies: Augmented copies of training images that are used; None uses all that a cache has.
         allow_empty_classes: Accept classes without images.
         check: Hold every row of a cache against its checksum when it is read.
+        splits: All that is wanted, so that nothing else need be there; None for every split.
     """
 
     split: SplitOptions = field(default_factory=SplitOptions)
     copies: int | None = None
     allow_empty_classes: bool = False
     check: bool = True
+    splits: tuple[str, ...] | None = None
 
 
 Opener = Callable[[Path, OpenOptions], dict[str, Source] | None]

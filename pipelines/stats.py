@@ -8,7 +8,7 @@ from pipelines.engines.base import Rendered
 
 @dataclass
 class LoaderStats:
-    """Sums since the last `reset`.
+    """Sums since this was made.
 
     Attributes:
         batches: Batches handed out.
@@ -45,7 +45,7 @@ class LoaderStats:
         self.occupancy += rendered.ahead
 
     def as_dict(self) -> dict[str, float]:
-        """The sums, `seconds` since the reset, `images_per_second`, `bytes_per_second`, `queue_occupancy` (0 to 1)."""
+        """The sums, `seconds` since then, `images_per_second`, `bytes_per_second`, `queue_occupancy` (0 to 1)."""
         seconds = time.perf_counter() - self._since
         values = {name: value for name, value in asdict(self).items() if name not in ("_since", "occupancy")}
         return {
@@ -55,7 +55,3 @@ class LoaderStats:
             "bytes_per_second": self.bytes / seconds,
             "queue_occupancy": self.occupancy / max(self.batches, 1),
         }
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.__init__()  # type: ignore[misc]

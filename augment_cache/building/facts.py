@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from augment_cache.format.manifest import ShardEntry, file_sha256
-from augment_cache.format.shards import Encoding, Shard
+from augment_cache.format.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -27,22 +26,18 @@ class ShardFacts:
     rejected: Sequence[Sequence[str]]
 
 
-def read_facts(out: Path, name: str, encoding: Encoding, size: int, classes: int) -> ShardFacts:
+def read_facts(shard: Shard, name: str, classes: int) -> ShardFacts:
     """Read a shard's facts back from the file.
 
     Args:
-        out: The cache.
-        name: Path of the shard relative to it.
-        encoding: What the image column holds.
-        size: Side of the images in px.
+        shard: The shard.
+        name: Its path relative to the cache.
         classes: Number of classes.
 
     Raises:
-        UsageError: The file is missing or no shard.
+        UsageError: It does not say what it holds.
     """
-    path = out / name
-    shard = Shard(path, encoding, size)
-    metadata = shard.metadata
+    metadata, path = shard.metadata, shard.path
     entry = ShardEntry(name, shard.rows, path.stat().st_size, file_sha256(path), metadata["fingerprint"])
     counts = np.bincount(shard.column("label"), minlength=classes).tolist()
     return ShardFacts(entry, int(metadata["samples"]), counts, metadata["rejected"])

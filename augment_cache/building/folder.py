@@ -28,7 +28,7 @@ from augment_cache.format.manifest import (
     file_sha256,
     read_manifest,
 )
-from augment_cache.format.shards import read_metadata
+from augment_cache.format.shards import Shard, read_metadata
 from augment_cache.format.source import CacheSource
 from pipelines.console.files import write_csv
 from pipelines.console.output import say
@@ -237,7 +237,7 @@ def _facts(out: Path, name: str, recipe: Recipe, known: ShardFacts | None) -> Sh
     path = out / name
     try:
         if known is None:
-            return read_facts(out, name, recipe.encoding, recipe.size, len(recipe.classes))
+            return read_facts(Shard(path, recipe.encoding, recipe.size), name, len(recipe.classes))
         if path.is_file() and path.stat().st_size == known.entry.bytes:
             return known
         reason = None

@@ -273,24 +273,25 @@ class ShardBuilder:
         if found is None or any(found.get(key) != value for key, value in self._metadata(task, listing).items()):
             return None
         digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
-        if found.get("fingerprint") != fingerprint(listing, digests) or not self._is_whole(path, found):
+        shard = self._whole(path, found) if found.get("fingerprint") == fingerprint(listing, digests) else None
+        if shard is None:
             return None
-        recipe = self._recipe
-        facts = read_facts(self._out, task.file, recipe.encoding, recipe.size, len(recipe.classes))
+        facts = read_facts(shard, task.file, len(self._recipe.classes))
         if facts.entry.sha256 != self._claim.known.get(task.file, facts.entry.sha256):
             return None
         for file, _, reason in facts.rejected:
             self._reject(task, file, reason)
         return facts
 
-    def _is_whole(self, path: Path, found: dict[str, Any]) -> bool:
-        """Whether rows and schema of a file are as they were written."""
+    def _whole(self, path: Path, found: dict[str, Any]) -> Shard | None:
+        """A shard whose rows and schema are as they were written; None for another one."""
         recipe = self._recipe
         with suppress(UsageError):
             shard = Shard(path, recipe.encoding, recipe.size)
             found = {key: value for key, value in found.items() if key != "classes"}
-            return shard.has_schema(schema(recipe.classes, recipe.encoding, recipe.size, found)) and not shard.damage()
-        return False
+            wanted = schema(recipe.classes, recipe.encoding, recipe.size, found)
+            return shard if shard.has_schema(wanted) and not shard.damage() else None
+        return None
 
     def _retire(self, task: ShardTask) -> None:
         """Take away what is out of date, so that no manifest can speak of it any more."""

@@ -47,6 +47,7 @@ class CacheSource:
         split: Which split.
         copies: Use only copies 0 … copies of each sample, at least 0; None uses all.
         check: Hold every row against its checksum when it is fetched.
+        manifest: Of the cache, if it is at hand.
 
     Raises:
         UsageError: No cache, no such split, or a shard is missing.
@@ -54,11 +55,19 @@ class CacheSource:
 
     checked = True
 
-    def __init__(self, folder: Path, split: str, *, copies: int | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        *,
+        copies: int | None = None,
+        check: bool = True,
+        manifest: Manifest | None = None,
+    ) -> None:
         if copies is not None and copies < 0:
             raise UsageError(f"copies must be at least 0, got {copies}")
         self.folder, self.split = folder, split
-        self.manifest: Manifest = read_manifest(folder)
+        self.manifest = manifest or read_manifest(folder)
         if split not in self.manifest.splits:
             raise UsageError(f"{folder} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         self.classes = self.manifest.classes

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from augment_cache.annotations.source import open_annotations
-from augment_cache.format.manifest import MANIFEST_NAME, read_manifest
+from augment_cache.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from augment_cache.format.source import CacheSource
 from pipelines.errors import UsageError
 from pipelines.opening import OpenOptions
@@ -26,7 +26,8 @@ def open_sources(path: Path, options: OpenOptions) -> dict[str, Source] | None:
         UsageError: It is a cache that was never finished, or damaged; or the annotations cannot be used.
     """
     if (path / MANIFEST_NAME).is_file():
-        return {split: _cache(path, split, options) for split in read_manifest(path).splits}
+        manifest = read_manifest(path)
+        return {split: _cache(path, split, options, manifest) for split in options.splits or manifest.splits}
     if any(path.glob("*/shard-*.arrow")):
         raise UsageError(f"{path} is an unfinished cache; run the same augment_cache.build again, it goes on")
     if (path / ANNOTATIONS_NAME).is_file():
@@ -36,5 +37,6 @@ def open_sources(path: Path, options: OpenOptions) -> dict[str, Source] | None:
     return None
 
 
-def _cache(path: Path, split: str, options: OpenOptions) -> CacheSource:
-    return CacheSource(path, split, copies=options.copies if split == "train" else 0, check=options.check)
+def _cache(path: Path, split: str, options: OpenOptions, manifest: Manifest) -> CacheSource:
+    copies = options.copies if split == "train" else 0
+    return CacheSource(path, split, copies=copies, check=options.check, manifest=manifest)

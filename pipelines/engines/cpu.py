@@ -133,10 +133,10 @@ class _Task:
         kept = 0 if job.finish else len(job.images)
         self.pixels = np.empty((job.plan.rounds, kept, spec.size, spec.size, 3), np.uint8)
         self._plain = job.finish is None and job.plan.rounds == 1 and job.plan.is_plain
-        self.copied = self._plain and isinstance(job.images, Stack) and job.images.side == (spec.size, spec.size)
+        stack = job.images if self._plain and isinstance(job.images, Stack) else None
+        self.copied = stack is not None and stack.side == (spec.size, spec.size)
         """Nothing but copies, some of them mirrored."""
-        memory = isinstance(job.images, Stack) and job.images.in_memory
-        self.instant = self.copied and memory and self.pixels.nbytes <= INSTANT_BYTES
+        self.instant = stack is not None and self.copied and stack.in_memory and self.pixels.nbytes <= INSTANT_BYTES
         """Done sooner than handed to another thread."""
 
     def render(self, start: int, stop: int) -> _Part:
@@ -161,17 +161,17 @@ class _Task:
             out = pixels[index]
             try:
                 image = job.images[index]
-                clock.fetched()
+                clock.ended("fetch")
                 if not _decoded_into(out, image):
                     full_size, decoded, (placement,) = _open(self.spec, image, _WHOLE)
                     out[:] = fitted(decoded, full_size, placement, self.spec.size)
-                clock.decoded()
+                clock.ended("decode")
                 if flip:
                     cv2.flip(out, 1, out)
             except CorruptSampleError as error:
                 errors[index] = str(error)
                 out[:] = FILL
-            clock.augmented()
+            clock.ended("augment")
         return _Part(errors, [], clock.timing)
 
     def _render(self, start: int, stop: int) -> _Part:
@@ -182,7 +182,7 @@ class _Task:
         for index, versions in enumerate(_versions(job.plan, start, stop), start):
             try:
                 image = job.images[index]
-                clock.fetched()
+                clock.ended("fetch")
                 rendered = _rendered(self.spec, image, versions, clock)
                 if job.finish:
                     products.append([job.finish(pixels) for pixels in rendered])
@@ -195,35 +195,25 @@ class _Task:
                     products.append(None)
                 else:
                     self.pixels[:, index] = FILL
-            clock.augmented()
+            clock.ended("augment")
         return _Part(errors, products, clock.timing)
 
 
 class _Clock:
-    """Adds up what the steps of one thread take."""
+    """Adds up what the steps of one thread take, each from the end of the one before."""
 
     def __init__(self) -> None:
         self._last = perf_counter()
-        self._fetch = self._decode = self._augment = 0.0
+        self._seconds = dict.fromkeys(Timing._fields, 0.0)
 
-    def fetched(self) -> None:
+    def ended(self, step: str) -> None:
         now = perf_counter()
-        self._fetch += now - self._last
-        self._last = now
-
-    def decoded(self) -> None:
-        now = perf_counter()
-        self._decode += now - self._last
-        self._last = now
-
-    def augmented(self) -> None:
-        now = perf_counter()
-        self._augment += now - self._last
+        self._seconds[step] += now - self._last
         self._last = now
 
     @property
     def timing(self) -> Timing:
-        return Timing(self._fetch, self._decode, self._augment)
+        return Timing(**self._seconds)
 
 
 _WHOLE: tuple[Box, ...] = (WHOLE,)
@@ -283,7 +273,7 @@ def _rendered(spec: RenderSpec, image: Image, versions: list[_Version], clock: _
     """The versions of a sample, each uint8 [size, size, 3], contiguous."""
     boxes = tuple(dict.fromkeys([version.box for version in versions]))
     full_size, pixels, placements = _open(spec, image, boxes)
-    clock.decoded()
+    clock.ended("decode")
     bases = {
         box: fitted(pixels, full_size, placement, spec.size) for box, placement in zip(boxes, placements, strict=True)
     }

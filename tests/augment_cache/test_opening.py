@@ -36,3 +36,11 @@ def test_annotated_photos(taco_folder):
     found = open_sources(taco_folder, OpenOptions())
     assert list(found) == ["train", "val", "test"]
     assert all(isinstance(source, AnnotationSource) for source in found.values())
+
+
+def test_a_split_that_nobody_wants_need_not_be_there(own_cache):
+    for shard in own_cache.glob("test/*.arrow"):
+        shard.unlink()
+    assert list(open_sources(own_cache, OpenOptions(splits=("train", "val")))) == ["train", "val"]
+    with pytest.raises(UsageError, match="test/shard-"):
+        open_sources(own_cache, OpenOptions())

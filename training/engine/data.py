@@ -71,7 +71,7 @@ def open_data(path: Path, splits: tuple[str, ...], options: OpenOptions) -> list
     Raises:
         UsageError: It is nothing of the kind, or has no such split.
     """
-    return wanted_splits(path, open_with(path, options, [open_sources]), splits)
+    return wanted_splits(path, open_with(path, replace(options, splits=splits), [open_sources]), splits)
 
 
 def image_shape(path: Path, size: int | None) -> tuple[int, Fit]:
