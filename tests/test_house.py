@@ -49,7 +49,7 @@ def test_nothing_is_ever_unpickled():
     for path in modules():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"pickle\.loads?\(|allow_pickle=True", text), path
-        for call in re.findall(r"torch\.load\([^)]*\)", text):
+        for call in re.findall(r"torch\.load\(.*", text):
             assert "weights_only=True" in call, path
 
 
@@ -65,6 +65,7 @@ def test_the_jobs_are_these():
         "augment_cache.verify",
         "pipelines.bench",
         "training.evaluate",
+        "training.models",
         "training.train",
     ]
 

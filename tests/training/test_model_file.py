@@ -2,8 +2,10 @@
 
 import json
 import pickle
+from typing import ClassVar
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -36,6 +38,39 @@ def test_same_model_same_bytes(tmp_path):
     for name in ("a", "b"):
         save_model(tmp_path / name, model, CARD)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class TestDefinition:
+    VALUE: ClassVar = {
+        "backbone": [[1, "Conv", [8, 3, 2]], [1, "GlobalAvgPool", []], [1, "Flatten", []], [1, "Linear", [9]]]
+    }
+
+    def test_rebuilds_the_model_without_its_yaml(self, tmp_path):
+        card = ModelCard(**{**CARD.__dict__, "architecture": "gone.yaml", "definition": self.VALUE})
+        model = create_model("gone.yaml", 3, definition=self.VALUE).eval()
+        save_model(tmp_path / "model.safetensors", model, card)
+        loaded, read = load_model(tmp_path / "model.safetensors")
+        assert read == card
+        images = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model(images), loaded(images))
+
+    def test_models_that_their_name_rebuilds_have_the_header_that_they_always_had(self, tmp_path):
+        save_model(tmp_path / "model.safetensors", create_model("test_efficientnet", 3), CARD)
+        with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+            header = json.loads(file.metadata()["tacopress"])
+        assert header["version"] == 1
+        assert "definition" not in header
+        assert read_card(tmp_path / "model.safetensors").definition is None
+
+    @pytest.mark.parametrize("value", [[], "x", {"backbone": [[1, "Evil", []]]}])
+    def test_wrong_definition(self, tmp_path, value):
+        fields = {key: list(item) if isinstance(item, tuple) else item for key, item in CARD.__dict__.items()}
+        header = {"format": "tacopress-model", "version": 1, **fields, "definition": value}
+        path = tmp_path / "model.safetensors"
+        tensors = safetensors.torch.save({"x": torch.zeros(1)}, metadata={"tacopress": json.dumps(header)})
+        path.write_bytes(tensors)
+        with pytest.raises(UsageError, match=r"no Tacopress model file|Evil"):
+            load_model(path)
 
 
 def test_unknown_edits_and_versions_are_refused(tmp_path):

@@ -1,12 +1,14 @@
 """A model file: one `.safetensors` with the weights, and in its header the recipe to rebuild the model around them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 
 from pipelines.console.files import write_bytes
@@ -33,6 +35,7 @@ class ModelCard:
         std: Per channel.
         edits: What presses did to the architecture, in order. Empty for a model as it was created.
         provenance: For people: run, epoch, validation score.
+        definition: What the YAML of the architecture held, see `definition_of`; None if its name alone rebuilds it.
     """
 
     architecture: str
@@ -43,6 +46,7 @@ class ModelCard:
     std: tuple[float, ...]
     edits: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    definition: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.classes or not all(isinstance(name, str) for name in self.classes):
@@ -51,6 +55,8 @@ class ModelCard:
             raise ValueError(f"size {self.size!r}, fit {self.fit!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(isinstance(s, float) and s > 0 for s in self.std):
             raise ValueError(f"mean {self.mean!r}, std {self.std!r}")
+        if self.definition is not None and not isinstance(self.definition, dict):
+            raise ValueError(f"definition {self.definition!r}")
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
@@ -61,8 +67,16 @@ def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
         model: Its state dict is stored.
         card: How to rebuild it.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    header = {HEADER_KEY: json.dumps({"format": FORMAT, "version": VERSION, **asdict(card)}, sort_keys=True)}
+    save_state(path, model.state_dict(), card)
+
+
+def save_state(path: Path, state: Mapping[str, torch.Tensor], card: ModelCard) -> None:
+    """`save_model` of a state dict."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    fields = asdict(card)
+    if card.definition is None:  # versions before it knew no such key
+        del fields["definition"]
+    header = {HEADER_KEY: json.dumps({"format": FORMAT, "version": VERSION, **fields}, sort_keys=True)}
     write_bytes(path, safetensors.torch.save(state, metadata=header))
 
 
@@ -103,11 +117,13 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     if card.edits:
         kinds = ", ".join(sorted({str(edit.get("kind")) for edit in card.edits}))
         raise UsageError(f"{path} was pressed by edits that this Tacopress does not know ({kinds}); update Tacopress")
-    model = create_model(card.architecture, len(card.classes))
+    model = create_model(card.architecture, len(card.classes), definition=card.definition)
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:
-        raise UsageError(f"{path}: its weights do not fit {card.architecture} ({error}); was timm updated?") from error
+        raise UsageError(
+            f"{path}: its weights do not fit {card.architecture} ({error}); was timm or pytorchcv updated?"
+        ) from error
     return model.eval(), card
 
 

@@ -1,0 +1,1 @@
+"""The modules of the zoo, one family a file."""
