@@ -108,6 +108,51 @@ class Subset:
         return self._source.describe(int(self._rows[row]))
 
 
+class Joined:
+    """Several sources, one after the other, as one.
+
+    Args:
+        sources: At least one; all with the same classes.
+
+    Raises:
+        ValueError: None, or their classes differ.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if len({source.classes for source in sources}) != 1:
+            raise ValueError("sources can be joined only if all have the same classes")
+        self._sources = tuple(sources)
+        self._starts = np.cumsum([0, *(len(source.labels) for source in sources)])
+        self.classes = sources[0].classes
+        self.checked = all(source.checked for source in sources)
+        self.labels = np.concatenate([source.labels for source in sources])
+        self.ids = np.concatenate([source.ids for source in sources])
+        sizes = {getattr(source, "image_size", None) for source in sources}
+        self.image_size: int | None = sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def fingerprint(self) -> str:
+        """That of all parts."""
+        return "+".join(source.fingerprint for source in self._sources)
+
+    def fetch(self, rows: NDArray[np.int64]) -> Lazy:
+        """See `Source`."""
+        return Lazy(self._image, rows)
+
+    def _image(self, row: int) -> NDArray[np.uint8]:
+        source, own = self._place(row)
+        return source.fetch(np.array([own], np.int64))[0]
+
+    def describe(self, row: int) -> str:
+        """See `Source`."""
+        source, own = self._place(row)
+        return source.describe(own)
+
+    def _place(self, row: int) -> tuple[Source, int]:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._sources[part], row - int(self._starts[part])
+
+
 @dataclass(frozen=True)
 class FolderSource:
     """Images in one folder per class, as torchvision's ImageFolder has them.

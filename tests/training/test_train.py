@@ -5,12 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from sklearn.metrics import f1_score
 
@@ -19,37 +17,18 @@ from augment_cache.format.source import CacheSource
 from pipelines.console.job import run_job
 from pipelines.datasets import SplitOptions, open_splits
 from pipelines.errors import ProblemFoundError, UsageError
-from training import train as train_job
+from tests.training.runs import config, same, stop_at, untimed, weights
 from training.engine.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from training.engine.loop import balanced_weights
+from training.engine.preemption import PreemptedError
 from training.evaluate import EvaluateConfig, evaluate
 from training.model.model_file import load_model
 from training.train import train
 
 
-def config(cache, out, **changes):
-    base = TrainConfig(
-        data=DataConfig(path=cache, batch_size=16, min_area=0.6, engine="cpu"),
-        model=ModelConfig(name="test_efficientnet", drop_rate=0.2),
-        optimizer=OptimizerConfig(lr=5e-3),
-        schedule=ScheduleConfig(epochs=4, warmup_epochs=0.5),
-        out=out,
-    )
-    return replace(base, **changes)
-
-
-def weights(path):
-    return load_model(path)[0].state_dict()
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
-    return out, train(config(cache, out))
+    return out, train(config(cache, out, trackers="tensorboard"))
 
 
 def test_it_learns_and_writes_everything(run, cache):
@@ -74,25 +53,22 @@ def test_same_seed_same_weights_other_seed_others(run, cache, tmp_path):
     assert not same(weights(out / "last.safetensors"), weights(tmp_path / "other" / "last.safetensors"))
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(run, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [0, 5, 6, 11, 15, 23], ids=lambda step: f"step {step}")
+def test_a_run_that_was_stopped_ends_with_the_same_weights(run, cache, tmp_path, monkeypatch, step):
+    """In the middle of an epoch, at its end, in the first step and in the last."""
     out, _ = run
-    record = train_job._Run._record
-
-    def stop_after_two(self, epoch, *rest):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        record(self, epoch, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_job._Run, "_record", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
+        stop_at(patch, step)
+        with pytest.raises(PreemptedError, match="run the same command again") as stopped:
             train(config(cache, tmp_path / "run"))
+    assert stopped.value.exit_status == 75
     report = train(config(cache, tmp_path / "run"))
-    assert report["resumed_at"] == 2
+    assert report["resumed_at"] == step + 1
     assert same(weights(out / "last.safetensors"), weights(tmp_path / "run" / "last.safetensors"))
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert same(weights(out / "best.safetensors"), weights(tmp_path / "run" / "best.safetensors"))
+    assert untimed(tmp_path / "run") == untimed(out)
     again = train(config(cache, tmp_path / "run"))
-    assert (again["resumed_at"], again["epochs"]) == (4, 4)
+    assert (again["resumed_at"], again["epochs"]) == (report["steps"], 4)
 
 
 def test_resuming_with_other_options_or_data_is_refused(run, cache, tmp_path, photos):
@@ -155,7 +131,7 @@ def test_data_with_other_classes_is_refused(run, photos, tmp_path):
     [
         ({"model": ModelConfig(name="mobilenetv3_smal_050")}, "did you mean mobilenetv3_small_050"),
         ({"data": DataConfig(path=Path("nowhere"))}, "nowhere does not exist"),
-        ({"model": ModelConfig(name="test_efficientnet", weights=Path("no.pth"))}, "no.pth do not exist"),
+        ({"model": ModelConfig(name="test_efficientnet", weights="no.pth")}, "no.pth do not exist"),
     ],
 )
 def test_wrong_use_is_one_clear_error(cache, tmp_path, changes, words):
@@ -178,7 +154,9 @@ def test_options_that_make_no_sense():
 
 def test_a_diverging_loss_stops_with_the_cure(cache, tmp_path):
     optimizer = OptimizerConfig(name="sgd", lr=1e12, clip_norm=0)
-    with pytest.raises(ProblemFoundError, match=r"lower --optimizer\.lr"):
+    with pytest.raises(
+        ProblemFoundError, match=r"for the samples .*shard.*lower --optimizer\.lr.*good checkpoint is .*step-0{8}"
+    ):
         train(config(cache, tmp_path / "run", optimizer=optimizer))
 
 
@@ -240,10 +218,10 @@ def test_two_processes_train_and_evaluate_like_one(cache, run, tmp_path):
 
 def test_a_run_without_a_checkpoint_is_not_wiped(run, cache, tmp_path):
     copy = Path(shutil.copytree(run[0], tmp_path / "run"))
-    (copy / "resume.pt").unlink()
+    shutil.rmtree(copy / "checkpoints")
     before = (copy / "best.safetensors").read_bytes()
     for resume in ("auto", "never"):
-        with pytest.raises(UsageError, match=r"no resume\.pt"):
+        with pytest.raises(UsageError, match="no checkpoint to go on from"):
             train(config(cache, copy, resume=resume))
     assert (copy / "best.safetensors").read_bytes() == before
 
@@ -252,10 +230,12 @@ def test_the_log_is_exact_after_a_kill_between_two_writes(run, cache, tmp_path):
     copy = Path(shutil.copytree(run[0], tmp_path / "run"))
     lines = (copy / "metrics.jsonl").read_text()
     (copy / "metrics.jsonl").write_text(lines + '{"epoch": 5, "half a li')
-    (copy / ".resume.pt.partial-123").write_bytes(b"half")
+    halves = [copy / ".best.safetensors.partial-123", copy / "checkpoints" / ".step-00000003.pt.partial-123"]
+    for half in halves:
+        half.write_bytes(b"half")
     train(config(cache, copy))
     assert (copy / "metrics.jsonl").read_text() == lines
-    assert not (copy / ".resume.pt.partial-123").exists()
+    assert not any(half.exists() for half in halves)
 
 
 def test_the_saved_config_goes_on_with_the_run(cache, tmp_path):
@@ -320,36 +300,30 @@ def test_options_that_libraries_refuse_are_one_clear_error(cache, tmp_path, chan
         train(config(cache, tmp_path / "run", **changes))
 
 
-def test_balanced_weights():
-    labels = np.repeat([0, 1, 3], [60, 30, 10])
-    ones = balanced_weights(labels, 4, 0.0)
-    assert ones.tolist() == [1, 1, 0, 1]
-    full = balanced_weights(labels, 4, 1.0)
-    assert torch.allclose(full * torch.tensor([60.0, 30, 0, 10]), torch.tensor([100 / 3, 100 / 3, 0, 100 / 3]))
-    half = balanced_weights(labels, 4, 0.5)
-    assert half[labels].mean() == pytest.approx(1.0)
-    assert half[3] / half[0] == pytest.approx(6**0.5)
-
-
 @pytest.mark.parametrize("changes", [{"model": ModelConfig(name="foo")}, {"data": DataConfig(path=Path("typo"))}])
 def test_overwrite_keeps_the_old_run_until_the_new_options_are_known_to_work(run, cache, tmp_path, changes):
     copy = Path(shutil.copytree(run[0], tmp_path / "run"))
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    before = contents(copy)
     with pytest.raises(UsageError):
         train(config(cache, copy, overwrite=True, **changes))
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert contents(copy) == before
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(run, cache, tmp_path):
     copy = Path(shutil.copytree(run[0], tmp_path / "run"))
     evaluate(EvaluateConfig(model=copy, data=cache, engine="cpu"))
     train(config(cache, copy, overwrite=True, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
-    assert {path.name for path in copy.iterdir()} == {
+    assert {path.name for path in copy.iterdir() if not path.is_dir() or any(path.iterdir())} == {
         "config.yaml",
         "metrics.jsonl",
+        "run.json",
         "best.safetensors",
         "last.safetensors",
-        "resume.pt",
+        "checkpoints",
     }
 
 

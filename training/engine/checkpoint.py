@@ -1,6 +1,15 @@
-"""Where a run stopped: one file, replaced atomically, read without unpickling anything but tensors and numbers."""
+"""Where a run stands: complete files or none, checked by content, the newest whole one wins.
+
+A checkpoint's name holds the step and the first digits of the SHA-256 of its content, so a file that was damaged after
+it had been written is told from a whole one, and there is no second file that could disagree. Tensors and numbers only:
+nothing is unpickled.
+"""
 
 import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +18,111 @@ import torch
 from pipelines.console.files import write_bytes
 from pipelines.errors import UsageError
 
-RESUME_NAME = "resume.pt"
-VERSION = 1
+FOLDER = "checkpoints"
+VERSION = 2
+_NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{16})\.pt")
 
 
-def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run.
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run.
 
-    Args:
+    Attributes:
         run: Folder of the run.
-        state: Tensors, numbers, strings, and lists and dictionaries of them.
+        keep: How many of them to keep.
     """
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, **state}, buffer)
-    write_bytes(run / RESUME_NAME, buffer.getvalue())
+
+    run: Path
+    keep: int = 2
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.run / FOLDER
+
+    def paths(self) -> list[Path]:
+        """All of them, oldest first."""
+        found = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_step(path), path.name))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, then delete the oldest beyond `keep`.
+
+        Args:
+            step: Optimizer steps done.
+            state: Tensors, numbers, strings, and lists and dictionaries of them.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: It could not be written; nothing is left of it, and the older ones are whole.
+        """
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **state}, buffer)
+        data = buffer.getvalue()
+        path = self.folder / f"step-{step:08d}.{sha256(data).hexdigest()[:16]}.pt"
+        write_bytes(path, data)
+        # Others at this step or later are of a future that is not this run's any more: it went on from before them.
+        for other in self.paths():
+            if other != path and _step(other) >= step:
+                other.unlink(missing_ok=True)
+        for old in self.paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole.
+
+        Args:
+            warn: Told of each one that had to be passed over.
+
+        Returns:
+            What was saved; None where nothing ever was.
+
+        Raises:
+            UsageError: There are checkpoints, but none is whole, or the newest whole one is of another version.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                state = _read(path)
+            except (OSError, ValueError) as error:
+                warn(f"{path} is damaged ({error}); going back to the one before")
+                continue
+            if state.get("version") != VERSION:
+                raise UsageError(f"{path} was written by another Tacopress; start anew with --overwrite true")
+            return state
+        if paths:
+            raise UsageError(f"no checkpoint in {self.folder} is whole; start anew with --overwrite true")
+        return None
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        for path in self.paths():
+            path.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """Read the state of a run; None where there is none.
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read and check a file.
 
     Raises:
-        UsageError: The file is damaged or of another version.
+        OSError: It cannot be read.
+        ValueError: It is not what was written.
     """
-    path = run / RESUME_NAME
-    if not path.is_file():
-        return None
+    data = path.read_bytes()
+    match = _NAME.fullmatch(path.name)
+    if match is None or sha256(data).hexdigest()[:16] != match[2]:
+        raise ValueError("its content is not what its name says")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged zip, refused pickle: many kinds, one meaning
-        raise UsageError(f"{path} cannot be read ({error}); start anew with --overwrite true") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise UsageError(f"{path} was written by another Tacopress; start anew with --overwrite true")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # refused pickle, foreign zip: many kinds, one meaning
+        raise ValueError(f"it cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of a run")
     return state

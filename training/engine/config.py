@@ -7,6 +7,8 @@ from typing import Literal
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
 from pipelines.resident import ResidentMode
+from training.engine.losses import LossConfig
+from training.engine.optimization import OptimizerConfig, ScheduleConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -20,6 +22,11 @@ class DataConfig:
             annotations.json.
         size: Side of the model's input in px; the cache's own size when absent, 64 for a folder.
         batch_size: Images per step, over all processes together.
+        train_on: train leaves the validation split for choosing the best epoch; train+val and all learn from more, so
+            that there is nothing to choose by: the last epoch counts.
+        folds: Cross-validation: cut train and val into so many parts; 0 for none.
+        fold: Which part to validate on, counted from 0; all in turn when absent.
+        groups: The crops.json of the crops that a cache was built from, so that crops of one photo stay in one fold.
         copies: Use only so many augmented copies of each sample in the cache; all when absent.
         flip: Mirror half of the training images left to right.
         min_area: Smallest share of the image that a random resized crop shows; 1 switches it off.
@@ -42,6 +49,10 @@ class DataConfig:
     path: Path
     size: int | None = None
     batch_size: int = 64
+    train_on: Literal["train", "train+val", "all"] = "train"
+    folds: int = 0
+    fold: int | None = None
+    groups: Path | None = None
     copies: int | None = None
     flip: bool = True
     min_area: float = 1.0
@@ -64,124 +75,205 @@ class ModelConfig:
     """Which network.
 
     Args:
-        name: A timm name.
-        weights: State dict to start from (.safetensors or .pth); random weights when absent.
+        name: Of timm or pytorchcv, or a YAML file; python -m training.models lists them.
+        weights: Where to start from: a state dict (.safetensors or .pth), a run folder or a model file, or `pretrained`
+            for what timm's hub has; random weights when absent.
+        freeze: Parts that do not learn, by the first components of their names: conv_stem,bn1,blocks.0 for example.
         drop_rate: Dropout before the classifier.
+        drop_path: Stochastic depth, where the network has it.
         channels_last: Keep activations in channels-last memory.
+        sync_batchnorm: Batch normalisation over the images of all processes, so that their number changes nothing.
+        compile: Compile the network with torch.compile. Pays off for large networks only.
     """
 
     name: str = "mobilenetv3_small_050"
-    weights: Path | None = None
+    weights: str | None = None
+    freeze: str = ""
     drop_rate: float = 0.0
+    drop_path: float = 0.0
     channels_last: bool = True
+    sync_batchnorm: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How weights move.
+class MixConfig:
+    """Mixup and CutMix, of pairs of images within a batch.
 
     Args:
-        name: A timm optimizer name: adamw, sgd, lamb, …
-        lr: Peak learning rate.
-        weight_decay: Not applied to biases and normalisation.
-        momentum: Of sgd; first beta of others stays the library's default.
-        clip_norm: Largest norm of the gradient; 0 switches clipping off.
+        mixup: Mixup's alpha: shares are drawn from Beta(alpha, alpha); 0 for no mixup. 0.2 to 0.8 are usual.
+        cutmix: CutMix' alpha, likewise; 1 is usual.
+        probability: Share of the batches that are mixed.
+        switch: Share of those that get CutMix, where both are on.
     """
 
-    name: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    clip_norm: float = 5.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    switch: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """How long, and how the learning rate goes: a linear warm-up, then half a cosine down to `min_lr`.
+class EmaConfig:
+    """An exponential moving average of the weights (timm's ModelEmaV3). If on, it is what is evaluated and kept.
 
     Args:
-        epochs: Passes over the training rows.
-        warmup_epochs: Length of the warm-up; may be a fraction.
-        min_lr: Last learning rate, as a share of the peak.
+        decay: Share of the old average that stays at each step, for example 0.999; 0 switches the average off.
+        warmup: Begin with a smaller decay, so that the first weights are forgotten soon.
     """
 
-    epochs: int = 30
-    warmup_epochs: float = 2.0
-    min_lr: float = 0.01
+    decay: float = 0.0
+    warmup: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What is minimised.
+class StopConfig:
+    """When to stop before the last epoch.
 
     Args:
-        label_smoothing: Share of the target that is spread over all classes.
-        class_balance: How much rare classes count more: 0 not at all, 1 so that all classes weigh the same in total.
+        patience: Epochs without a better macro F1 on the validation split; 0 never stops early.
+        min_delta: How much better counts.
     """
 
-    label_smoothing: float = 0.1
-    class_balance: float = 0.0
+    patience: int = 0
+    min_delta: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Options of the train job.
+class SaveConfig:
+    """When checkpoints are written. Whenever that is, a resumed run ends with the same weights.
+
+    Args:
+        minutes: A checkpoint after so many minutes, in the middle of an epoch too. Besides, one is written when the run
+            ends, and when it is told to stop.
+        steps: One after so many optimizer steps, too; 0 for none of these.
+        keep: How many checkpoints to keep: if the newest is damaged, the one before is used.
+    """
+
+    minutes: float = 1.0
+    steps: int = 0
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What all jobs that train have in common.
 
     Args:
         data: Where the samples come from.
-        model: Which network.
         optimizer: How weights move.
         schedule: How long.
         loss: What is minimised.
-        out: Folder of the run: config.yaml, metrics.jsonl, best.safetensors, last.safetensors, resume.pt.
+        mix: Mixup and CutMix.
+        ema: Average of the weights.
+        stop: Stopping early.
+        save: Checkpoints.
+        out: Folder of the run: config.yaml, run.json, metrics.jsonl, tensorboard/, checkpoints/, best.safetensors,
+            last.safetensors.
         seed: Of weights, order, flips and crops.
+        accumulate: Cut each batch into so many parts whose gradients are added up: less memory, the same steps.
         precision: no is float32; fp16 needs a GPU.
         threads: CPU threads of the network per process; 0 divides the cores among the processes, whatever
             OMP_NUM_THREADS says (accelerate launch sets it to 1). On a CPU, other threads give other last bits.
+        deterministic: Use only deterministic kernels on GPUs, too: slower, but the same bytes each time.
+        loss_limit: Stop when the loss of a step is more than so many times that of guessing; 0 for any.
+        trackers: Where to log besides metrics.jsonl, with commas between: tensorboard, and any that Accelerate knows
+            (wandb, mlflow, …); empty for none.
         resume: auto goes on where a run in the same folder stopped; never refuses a folder that has a run.
         overwrite: Replace a run in the same folder.
+        max_requeues: Under Slurm, ask for no restart after so many.
     """
 
     data: DataConfig
-    model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     out: Path = Path("runs/train")
     seed: int = 0
+    accumulate: int = 1
     precision: Precision = "no"
     threads: int = 0
+    deterministic: bool = False
+    loss_limit: float = 20.0
+    trackers: str = "tensorboard"
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False
+    max_requeues: int = 20
 
     def __post_init__(self) -> None:
         positive = {
             "--data.batch_size": self.data.batch_size,
-            "--schedule.epochs": self.schedule.epochs,
-            "--optimizer.lr": self.optimizer.lr,
             "--data.min_area": self.data.min_area,
+            "--accumulate": self.accumulate,
+            "--save.keep": self.save.keep,
+            "--save.minutes": self.save.minutes,
         }
         for name, value in positive.items():
             if not value > 0:
                 raise UsageError(f"{name} must be above 0, got {value}")
-        ranges = {
+        for name, (number, least, most) in self._ranges().items():
+            if number is not None and not least <= number <= most:
+                raise UsageError(f"{name} must be {least} to {most}, got {number}")
+        self._check_together()
+
+    def _ranges(self) -> dict[str, tuple[float | None, float, float]]:
+        return {
             "--data.min_area": (self.data.min_area, 0, 1),
             "--data.size": (self.data.size, 4, 4096),
             "--data.copies": (self.data.copies, 0, 1000),
             "--data.threads": (self.data.threads, 0, 4096),
-            "--model.drop_rate": (self.model.drop_rate, 0, 0.99),
-            "--loss.label_smoothing": (self.loss.label_smoothing, 0, 0.99),
-            "--loss.class_balance": (self.loss.class_balance, 0, 1),
-            "--optimizer.clip_norm": (self.optimizer.clip_norm, 0, 1e9),
-            "--schedule.min_lr": (self.schedule.min_lr, 0, 1),
+            "--data.folds": (self.data.folds, 0, 1000),
+            "--mix.mixup": (self.mix.mixup, 0, 100),
+            "--mix.cutmix": (self.mix.cutmix, 0, 100),
+            "--mix.probability": (self.mix.probability, 0, 1),
+            "--mix.switch": (self.mix.switch, 0, 1),
+            "--ema.decay": (self.ema.decay, 0, 0.999999),
+            "--stop.patience": (self.stop.patience, 0, 1e6),
+            "--stop.min_delta": (self.stop.min_delta, 0, 1),
+            "--save.steps": (self.save.steps, 0, 1e9),
+            "--loss_limit": (self.loss_limit, 0, 1e9),
             "--seed": (self.seed, 0, 2**32 - 1),
             "--threads": (self.threads, 0, 4096),
+            "--max_requeues": (self.max_requeues, 0, 1e6),
         }
-        for name, (number, least, most) in ranges.items():
-            if number is not None and not least <= number <= most:
-                raise UsageError(f"{name} must be {least} to {most}, got {number}")
-        if not 0 <= self.schedule.warmup_epochs < self.schedule.epochs:
+
+    def _check_together(self) -> None:
+        data = self.data
+        if data.batch_size % self.accumulate:
             raise UsageError(
-                f"--schedule.warmup_epochs {self.schedule.warmup_epochs} must be shorter than "
-                f"--schedule.epochs {self.schedule.epochs}"
+                f"--data.batch_size {data.batch_size} cannot be cut into --accumulate {self.accumulate} equal parts"
             )
+        if data.folds == 1 or (data.fold is not None and not 0 <= data.fold < data.folds):
+            raise UsageError(
+                f"--data.fold {data.fold} of --data.folds {data.folds} does not exist; folds are counted from 0, and "
+                "there are at least 2"
+            )
+        if data.train_on == "train":
+            return
+        choices = {"--data.folds": data.folds, "--stop.patience": self.stop.patience}
+        for name, value in choices.items():
+            if value:
+                raise UsageError(f"{name} needs a validation split, but --data.train_on {data.train_on} learns from it")
+        if self.schedule.name == "plateau":
+            raise UsageError(f"--schedule.name plateau needs a validation split; --data.train_on is {data.train_on}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Options of the train job.
+
+    Args:
+        model: Which network.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, share in (("drop_rate", self.model.drop_rate), ("drop_path", self.model.drop_path)):
+            if not 0 <= share <= 0.99:
+                raise UsageError(f"--model.{name} must be 0 to 0.99, got {share}")

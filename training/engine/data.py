@@ -1,25 +1,30 @@
 """From the data options of a run to its loaders."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from augment_cache.format.manifest import MANIFEST_NAME, read_manifest
 from augment_cache.format.policy import load_policy
 from augment_cache.opening.sources import open_sources
 from pipelines.console.cores import usable_cores
 from pipelines.datasets import SplitOptions
-from pipelines.engines.base import Engine, RenderSpec
+from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
 from pipelines.loader import Loader, LoaderOptions
+from pipelines.mix import MixOptions
 from pipelines.opening import OpenOptions, open_with, wanted_splits
 from pipelines.plan import View
 from pipelines.resident import ResidentOptions, make_resident
-from pipelines.sources import Source
-from training.engine.config import DataConfig
+from pipelines.sources import SPLITS, Joined, Source, Subset
+from pipelines.tensors import TensorFormat
+from training.engine.config import DataConfig, RunConfig
+from training.engine.groups import find_photos, fold_of_rows, read_photos
 
 FOLDER_SIZE = 64
 
@@ -92,35 +97,81 @@ def open_options(config: DataConfig) -> OpenOptions:
     )
 
 
-def make_loaders(config: DataConfig, process: Process, seed: int) -> tuple[Loader, Loader, Engine]:
-    """Loaders of the train and val splits, and the engine that both use.
+def training_sources(config: DataConfig) -> tuple[Source, Source | None]:
+    """What to learn from, and what to validate on: None where everything is learned from.
 
     Raises:
         UsageError: The data cannot be used with these options.
     """
-    train, val = open_data(config.path, ("train", "val"), open_options(config))
-    policy = load_policy(config.augment) if config.augment else None
-    view = View(flip=config.flip, min_area=config.min_area)
-    resident = ResidentOptions(mode=config.resident, share=config.resident_share, processes=process.local_world)
-    spec = RenderSpec(*image_shape(config.path, config.size))
-    engine = make_engine(config.engine, spec, device=process.device, threads=process.threads(config.threads))
+    if config.folds:
+        return _fold(config)
+    names = {"train": ("train", "val"), "train+val": ("train", "val"), "all": SPLITS}[config.train_on]
+    sources = open_data(config.path, names, open_options(config))
+    if any(source.classes != sources[0].classes for source in sources):
+        raise UsageError(f"{config.path}: its splits have different classes; build the cache again")
+    return (sources[0], sources[1]) if config.train_on == "train" else (Joined(sources), None)
+
+
+def _fold(config: DataConfig) -> tuple[Source, Source]:
+    """Everything but one part of train and val, and that part: of it no augmented copies."""
+    parts = open_data(config.path, ("train", "val"), open_options(config))
+    photos = read_photos(find_photos(config.path, config.groups))
+    folds, original = fold_of_rows(parts, photos, folds=config.folds, seed=config.split_seed)
+    held = folds == (config.fold or 0)
+    both = Joined(parts)
+    if held.all() or not (held & original).any():
+        raise UsageError(f"{config.path} has too few photos for --data.folds {config.folds}; take fewer folds")
+    return Subset(both, np.flatnonzero(~held)), Subset(both, np.flatnonzero(held & original))
+
+
+def make_loaders(
+    config: RunConfig, process: Process, sources: tuple[Source, Source | None], format: TensorFormat
+) -> tuple[Loader, Loader | None]:
+    """Loaders of what to learn from and what to validate on. They share an engine, which is the caller's to close.
+
+    Args:
+        config: Options of the run.
+        process: Its place among the others.
+        sources: From `training_sources`.
+        format: What the network wants.
+
+    Raises:
+        UsageError: The data cannot be used with these options.
+    """
+    data = config.data
+    policy = load_policy(data.augment) if data.augment else None
+    view = View(flip=data.flip, min_area=data.min_area)
+    resident = ResidentOptions(mode=data.resident, share=data.resident_share, processes=process.local_world)
+    spec = RenderSpec(*image_shape(data.path, data.size))
+    engine = make_engine(data.engine, spec, device=process.device, threads=process.threads(data.threads))
     evaluation = LoaderOptions(
-        batch_size=config.batch_size,
+        batch_size=data.batch_size,
         train=False,
-        seed=seed,
-        damaged=config.damaged,
+        seed=config.seed,
+        damaged=data.damaged,
         rank=process.rank,
         world=process.world,
     )
     try:
-        training = replace(evaluation, train=True, order=config.order, view=view, policy=policy)
-        train, val = make_resident(
-            (train, val), engine, view=view, plain=policy is None, options=resident, show=process.rank == 0
+        training = replace(
+            evaluation,
+            train=True,
+            batch_size=data.batch_size // config.accumulate,
+            order=data.order,
+            view=view,
+            policy=policy,
+            mix=MixOptions(**asdict(config.mix)),
         )
-        return Loader(train, engine, training), Loader(val, engine, evaluation), engine
+        here = [source for source in sources if source is not None]
+        here = make_resident(here, engine, view=view, plain=policy is None, options=resident, show=process.rank == 0)
+        # Levels travel to the network's device, but what is mixed has to be numbers.
+        train = Loader(here[0], engine, training, format if training.mix.active else TensorFormat())
+        if len(train) < config.accumulate:
+            raise ValueError(f"batch size {data.batch_size} is larger than the {len(here[0].labels)} samples")
+        return train, Loader(here[1], engine, evaluation) if len(here) > 1 else None
     except ValueError as error:
         engine.close()
-        raise UsageError(f"{config.path}: {error}; change --data.batch_size") from error
+        raise UsageError(f"{data.path}: {error}; change --data.batch_size") from error
     except BaseException:
         engine.close()
         raise

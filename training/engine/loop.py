@@ -1,109 +1,70 @@
-"""The training loop: Accelerate for devices, processes and precision; order, schedule and gathering are our own.
+"""One step of training, and one pass of evaluation: Accelerate for devices, processes and precision.
 
 Accelerate's traps are avoided by construction: loaders are sharded by rank and never prepared (a foreign loader would
 pass through unsharded); the schedule is a function of the step and never prepared (it would advance once per process);
-counts are summed exactly instead of gathered with padding.
+gradients are accumulated here (a foreign loader would never end an epoch); counts are summed exactly instead of
+gathered with padding; noise (dropout, stochastic depth) is a function of the step, so no generator has to be stored.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+import torch.distributed as dist
 from torch import nn
 
-from pipelines.console.progress import ProgressMeter
-from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.loader import Batch, Loader
+from pipelines.mix import Mix
 from pipelines.tensors import TensorFormat
-from training.engine.config import OptimizerConfig, ScheduleConfig
+from training.engine.losses import Loss
 from training.engine.metrics import Scores
+from training.engine.optimization import Schedule, keep_frozen_in_eval
+
+
+class Objective(Protocol):
+    """What is minimised, see `training.engine.losses.Loss`; other jobs look at the images, too, to ask a teacher."""
+
+    def __call__(
+        self, images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, mix: Mix | None, total: int
+    ) -> torch.Tensor:
+        """This process's share of the loss of a batch of `total` samples over all processes.
+
+        Args:
+            images: Float [k, 3, size, size], as the network got them.
+            logits: Float32 [k, classes].
+            labels: int64 [k].
+            mix: How pairs of images were mixed, None if they were not.
+            total: Samples of the batch, of all processes together.
+        """
+        ...
 
 
 @dataclass
-class TrainState:
-    """How far a run has come.
+class Supervised:
+    """The objective that needs nothing but labels.
 
     Attributes:
-        epoch: Epochs that are finished.
-        best_epoch: The one with the best validation macro F1, counted from 1; 0 before the first.
-        best_macro_f1: That score.
-        best_accuracy: Accuracy of the same epoch.
-        log: What metrics.jsonl holds, a dictionary per epoch.
+        accelerator: accelerate.Accelerator.
+        loss: Of logits and labels.
     """
 
-    epoch: int = 0
-    best_epoch: int = 0
-    best_macro_f1: float = -1.0
-    best_accuracy: float = 0.0
-    log: list[dict[str, Any]] = field(default_factory=list)
+    accelerator: Any
+    loss: Loss
 
+    def __call__(
+        self, images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, mix: Mix | None, total: int
+    ) -> torch.Tensor:
+        """See `Objective`."""
+        together = self._sum if self.accelerator.num_processes > 1 else None
+        return self.loss(logits, labels, mix, total=total, sum_over_ranks=together)
 
-@dataclass(frozen=True)
-class EpochResult:
-    """What an epoch of training came to, over all processes.
-
-    Attributes:
-        loss: Mean over samples.
-        seconds: Wall time.
-        data_wait: Seconds that this process waited for batches.
-        images: Number of images, over all processes.
-    """
-
-    loss: float
-    seconds: float
-    data_wait: float
-    images: int
-
-
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """An optimizer of timm; biases and normalisation are not decayed.
-
-    Raises:
-        UsageError: timm has none of that name.
-    """
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
-    except (ValueError, AssertionError, KeyError) as error:
-        raise UsageError(f"--optimizer.name {config.name}: {error}; timm knows adamw, sgd, lamb and others") from error
-    return optimizer
-
-
-def balanced_weights(labels: NDArray[np.int64], num_classes: int, power: float) -> torch.Tensor:
-    """Weights of the classes in the loss, so that rare ones are not drowned.
-
-    Args:
-        labels: int64 [n]; labels of the training rows.
-        num_classes: Number of classes.
-        power: Weights are count ** -power; 0 gives ones, 1 gives every class the same total.
-
-    Returns:
-        float32 [num_classes]; the mean over the rows is 1, classes without rows get 0.
-    """
-    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
-    weights = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
-    return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, lr: float, steps: int) -> CosineLRScheduler:
-    """Linear warm-up, then half a cosine, per step. `step_update(k)` sets the rate of step k; it has no other state."""
-    warmup = round(config.warmup_epochs * steps)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(config.epochs * steps - warmup, 1),
-        lr_min=lr * config.min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=lr * 0.01,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = self.accelerator.reduce(values, "sum")
+        return summed
 
 
 @dataclass
@@ -115,75 +76,115 @@ class Trainer:
         model: Prepared.
         optimizer: Prepared.
         schedule: Not prepared.
+        objective: What is minimised.
         format: What the network wants.
-        label_smoothing: Share of the target that is spread over all classes.
-        class_weights: float32 [classes] on the accelerator's device, see `balanced_weights`.
         clip_norm: Largest norm of the gradient; 0 for any.
+        seed: Of dropout and stochastic depth.
+        frozen: Modules that do not learn.
+        ema: timm.utils.ModelEmaV3, None for none.
     """
 
     accelerator: Any
     model: nn.Module
     optimizer: Any
-    schedule: CosineLRScheduler
+    schedule: Schedule
+    objective: Objective
     format: TensorFormat
-    label_smoothing: float
-    class_weights: torch.Tensor
     clip_norm: float
+    seed: int
+    frozen: Sequence[nn.Module] = ()
+    ema: Any = None
 
-    def train_epoch(self, loader: Loader, epoch: int, seed: int, progress: ProgressMeter) -> EpochResult:
-        """One pass over the training rows.
+    @property
+    def plain(self) -> nn.Module:
+        """The network without what Accelerate and torch.compile wrapped around it."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return getattr(model, "_orig_mod", model)
 
-        Raises:
-            ProblemFoundError: The loss is no longer a number.
-        """
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights if there is one."""
+        return self.ema.module if self.ema is not None else self.plain
+
+    def train_mode(self) -> None:
+        """To be called before training goes on."""
         self.model.train()
-        # Dropout is a function of (seed, epoch, rank): nothing has to be stored to resume.
-        torch.manual_seed(hash((seed, epoch, self.accelerator.process_index)) & 0x7FFFFFFF)
-        loader.set_epoch(epoch)
-        start, wait = time.monotonic(), 0.0
-        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        batches = iter(loader)
-        for step in range(len(loader)):
-            asked = time.monotonic()
-            batch = next(batches)
-            wait += time.monotonic() - asked
-            self.schedule.step_update(epoch * len(loader) + step)
-            total += self._step(batch, loader.options.batch_size)
-            progress.advance(1, f"epoch {epoch + 1}")
-        images = len(loader) * loader.options.batch_size  # training batches are never short
-        mean = float(self.accelerator.reduce(total, "sum")) / images
-        if not np.isfinite(mean):
-            raise ProblemFoundError(
-                f"the training loss of epoch {epoch + 1} is {mean}; lower --optimizer.lr or set --optimizer.clip_norm. "
-                "The last good checkpoint is in the run folder"
-            )
-        return EpochResult(mean, time.monotonic() - start, wait, images)
+        keep_frozen_in_eval(self.frozen)
 
-    def _step(self, batch: Batch, global_batch: int) -> torch.Tensor:
-        """One optimizer step; returns the sum of the losses of this rank's samples, detached, float64."""
-        device = self.accelerator.device
-        labels = batch.labels.to(device)[: batch.real]
-        with self.accelerator.autocast():
-            logits = self.model(network_input(batch, device, self.format))[: batch.real]
-        loss = nn.functional.cross_entropy(
-            logits.float(), labels, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        # Gradients are averaged over processes; shares may differ by one sample, so each is weighed by its true size.
-        self.accelerator.backward(loss * (self.accelerator.num_processes / global_batch))
+    def step(self, parts: Sequence[Batch], number: int, total: int) -> torch.Tensor:
+        """One optimizer step.
+
+        Args:
+            parts: The batch of this process, cut for gradient accumulation.
+            number: Of the step, counted over the whole run.
+            total: Samples of each part, of all processes together.
+
+        Returns:
+            This process's share of the loss, float64, detached; the sum over all processes is the mean over samples.
+        """
+        self.schedule.set(number)
+        summed = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for place, batch in enumerate(parts):
+            seed_noise(self.accelerator.device, self.seed, number, place, self.accelerator.process_index)
+            last = place == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._loss(batch, total) / len(parts)
+                # Gradients are averaged over processes, but the shares of the loss are to be added up.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            summed += loss.detach()
         if self.clip_norm > 0:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach().double()
+        if self.ema is not None:
+            self.ema.update(self.plain, step=number)
+        return summed
 
-    def evaluate(self, loader: Loader, num_classes: int) -> tuple[Scores, float]:
-        """Scores over all samples of a loader, exactly once each, over all processes; and the mean loss."""
-        return evaluate(self.accelerator, self.model, loader, num_classes, self.format)
+    def _loss(self, batch: Batch, total: int) -> torch.Tensor:
+        device = self.accelerator.device
+        images = network_input(batch, device, self.format)
+        with self.accelerator.autocast():
+            logits = self.model(images)
+        real = slice(0, batch.real)
+        return self.objective(
+            images[real], logits[real].float(), batch.labels.to(device, non_blocking=True)[real], batch.mix, total
+        )
+
+    def evaluate(
+        self, loader: Loader, num_classes: int, between: Callable[[], None] = lambda: None
+    ) -> tuple[Scores, float]:
+        """Scores over all samples of a loader, exactly once each, over all processes; and the mean loss.
+
+        Args:
+            loader: An evaluation loader, sharded by rank.
+            num_classes: Side of the confusion matrix.
+            between: Called between batches; may raise to stop.
+        """
+        align_buffers(self.evaluated)
+        model = self.model if self.ema is None else self.ema.module
+        return evaluate(self.accelerator, model, loader, num_classes, self.format, between)
+
+
+def seed_noise(device: torch.device, *key: int) -> None:
+    """Make what the network draws (dropout, stochastic depth) a function of some numbers of 64 bits."""
+    digest = blake2b(struct.pack(f"<{len(key)}Q", *key), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes a quarter of a millisecond without a GPU
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
+def align_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers (running statistics) of the first: those that are saved."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def network_input(batch: Batch, device: torch.device, wanted: TensorFormat) -> torch.Tensor:
     """The images of a batch on the network's device, as it wants them: [k, 3, size, size]."""
-    return wanted(batch.images.to(device, non_blocking=True))
+    images = batch.images.to(device, non_blocking=True)
+    return wanted(images) if images.dtype == torch.uint8 else images
 
 
 def predictions(
@@ -191,11 +192,13 @@ def predictions(
     model: nn.Module,
     loader: Loader,
     wanted: TensorFormat,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Each batch of this process with its logits, float32 [k, classes], in eval mode."""
     model.eval()
     with torch.inference_mode():
         for batch in loader:
+            between()
             images = network_input(batch, accelerator.device, wanted)
             with accelerator.autocast():
                 logits = model(images)
@@ -208,6 +211,7 @@ def evaluate(
     loader: Loader,
     num_classes: int,
     wanted: TensorFormat,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Scores, float]:
     """Count predictions over all processes.
 
@@ -217,13 +221,14 @@ def evaluate(
         loader: An evaluation loader, sharded by rank.
         num_classes: Side of the confusion matrix.
         wanted: What the network wants.
+        between: Called between batches; may raise to stop.
 
     Returns:
         The scores, equal on all processes, and the mean cross-entropy.
     """
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=accelerator.device)
     loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch, logits in predictions(accelerator, model, loader, wanted):
+    for batch, logits in predictions(accelerator, model, loader, wanted, between):
         labels = batch.labels.to(accelerator.device)[: batch.real]
         real = logits[: batch.real]
         counts += torch.bincount(labels * num_classes + real.argmax(1), minlength=num_classes * num_classes)

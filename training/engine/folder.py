@@ -1,0 +1,136 @@
+"""The folder of a run: who may write into it, whether to go on or to begin, and what it begins with."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipelines.console.files import write_text
+from pipelines.console.output import say
+from pipelines.errors import UsageError
+from training.engine.checkpoint import Checkpoints
+from training.engine.config import RunConfig
+from training.engine.tracking import METRICS_NAME, RUN_NAME, TENSORBOARD
+
+CONFIG_NAME, BEST_NAME, LAST_NAME = "config.yaml", "best.safetensors", "last.safetensors"
+FREE_OPTIONS = (
+    "out",
+    "resume",
+    "overwrite",
+    "trackers",
+    "save",
+    "loss_limit",
+    "max_requeues",
+    "data.check",
+    "data.resident",
+    "data.resident_share",
+    "data.threads",
+)
+"""Options that a resumed run may change: none of them changes a weight."""
+
+
+def claim(config: RunConfig, accelerator: Any) -> dict[str, Any] | None:  # noqa: ANN401 - accelerate.Accelerator
+    """Decide between a fresh run and going on with one.
+
+    Returns:
+        The checkpoint to go on from, None for a fresh run. Equal on all processes.
+
+    Raises:
+        UsageError: The folder holds a run that is not to be resumed or cannot be.
+    """
+    checkpoint, error = None, None
+    try:
+        checkpoint = find_checkpoint(config, say if accelerator.is_main_process else lambda _: None)
+    except UsageError as found:
+        error = found
+    # A process that raised alone would leave the others waiting for it for ever.
+    step = -2 if error else -1 if checkpoint is None else checkpoint["state"]["step"]
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if error:
+        raise error
+    if len(set(steps)) > 1:
+        raise UsageError(f"the processes see different states of {config.out}; --out must lie on a disk that all share")
+    return checkpoint
+
+
+def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None for a fresh run.
+
+    Raises:
+        UsageError: The folder holds a run that is not to be resumed or cannot be.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; choose another")
+    if config.overwrite:
+        return None
+    checkpoints = Checkpoints(out, config.save.keep)
+    if not checkpoints.paths():
+        # A run that was killed before its first checkpoint has a config and no epoch: it begins again.
+        if _finished_epochs(out):
+            raise UsageError(
+                f"{out} holds a run, but no checkpoint to go on from; choose another --out, or give --overwrite true "
+                "to replace it"
+            )
+        return None
+    if config.resume == "never":
+        raise UsageError(f"{out} holds a run already; choose another --out or give --overwrite true")
+    difference = _difference(_saved_options(out), plain(config))
+    if difference:
+        raise UsageError(
+            f"{out} holds a run with other options ({difference}); choose another --out, or give --overwrite true to "
+            "start anew"
+        )
+    return checkpoints.load(warn)
+
+
+def _finished_epochs(out: Path) -> bool:
+    metrics = out / METRICS_NAME
+    return (metrics.is_file() and metrics.stat().st_size > 0) or (out / BEST_NAME).exists()
+
+
+def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.safe_load((out / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{out / CONFIG_NAME} cannot be read ({error}); choose another --out, or give --overwrite true"
+        ) from error
+
+
+def begin(config: RunConfig, *, fresh: bool) -> None:
+    """Prepare the folder: not before all that can be wrong with the options has been looked at. First process only."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    # Of a process that was killed while it wrote.
+    old = [".*.partial-*", "checkpoints/.*.partial-*"]
+    if fresh:
+        old += [BEST_NAME, LAST_NAME, METRICS_NAME, RUN_NAME, f"{TENSORBOARD}/events.out.*"]
+        old += ["evaluation_*.json", "confusion_*.png", "predictions_*.csv"]
+        Checkpoints(config.out).clear()
+    for pattern in old:
+        for path in config.out.glob(pattern):
+            path.unlink()
+    if fresh:
+        write_text(config.out / CONFIG_NAME, yaml.safe_dump(plain(config), sort_keys=False))
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The options as YAML holds them: what `--config` reads back to go on with the run."""
+    config = replace(config, overwrite=False, resume="auto")
+    options: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return options
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:  # noqa: ANN401 - any YAML value
+    """The first option in which two runs differ, in words; empty if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            dotted = f"{name}.{key}".lstrip(".")
+            if dotted not in FREE_OPTIONS and (found := _difference(old.get(key), new.get(key), dotted)):
+                return found
+        return ""
+    return "" if old == new else f"{name} was {old}, now {new}"

@@ -1,0 +1,176 @@
+"""From options and a network to a run: what train, distill and every fine-tuning have in common."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from pipelines.console.job import quiet_libraries
+from pipelines.console.output import say
+from pipelines.errors import UsageError
+from pipelines.sources import Source
+from pipelines.tensors import TensorFormat
+from training.engine.config import RunConfig
+from training.engine.data import Process, make_loaders, process_of
+from training.engine.loop import Objective, Supervised, Trainer
+from training.engine.losses import Loss, make_loss
+from training.engine.optimization import Schedule, freeze, make_optimizer
+from training.engine.preemption import StopSignals
+from training.engine.run import Run
+from training.engine.sync_batchnorm import synchronise
+from training.engine.tracking import TENSORBOARD, check_trackers, names_in
+from training.model.model_file import ModelCard
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job runs on.
+
+    Attributes:
+        accelerator: accelerate.Accelerator.
+        process: The place of this process among the others.
+    """
+
+    accelerator: Any
+    process: Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network before it is trained.
+
+    Attributes:
+        model: On the CPU.
+        card: What its model files will say.
+        freeze: Names of parts that do not learn.
+        channels_last: Keep activations in channels-last memory.
+        sync_batchnorm: Batch normalisation over all processes.
+        compile: With torch.compile.
+    """
+
+    model: nn.Module
+    card: ModelCard
+    freeze: tuple[str, ...] = ()
+    channels_last: bool = True
+    sync_batchnorm: bool = False
+    compile: bool = False
+
+
+def start(config: RunConfig) -> Machine:
+    """Set up devices, processes and threads.
+
+    Raises:
+        UsageError: The machine cannot do what the options want.
+    """
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("--precision fp16 needs a GPU; use bf16 or no")
+    trackers = names_in(config.trackers)
+    check_trackers(trackers)
+    quiet_libraries()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=[name for name in trackers if name != TENSORBOARD] or None,
+        project_dir=str(config.out),
+    )
+    process = process_of(accelerator)
+    wanted = processes_asked_for(_parent_command())
+    if process.world == 1 and wanted > 1:
+        say(
+            f"accelerate launch was asked for {wanted} processes, but started one, as it does with --cpu; say "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {wanted}"
+        )
+    torch.set_num_threads(process.threads(config.threads))
+    return Machine(accelerator, process)
+
+
+def processes_asked_for(command: Sequence[str]) -> int:
+    """How many processes an `accelerate launch` was told to start; 1 if it was told nothing, or is another command."""
+    for place, word in enumerate(command):
+        name, _, value = word.partition("=")
+        if name in ("-m", "--module"):  # what follows belongs to the job
+            if not command[place + 1 : place + 2] or not command[place + 1].startswith("accelerate"):
+                return 1
+        elif name in ("--num_processes", "--num-processes"):
+            number = value or "".join(command[place + 1 : place + 2])
+            return int(number) if number.isdecimal() else 1
+    return 1
+
+
+def _parent_command() -> list[str]:
+    """The command line of the process that started this one; empty where that cannot be known."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def assemble(
+    config: RunConfig,
+    machine: Machine,
+    sources: tuple[Source, Source | None],
+    network: Network,
+    signals: StopSignals,
+    objective: Callable[[Any, Loss], Objective] = Supervised,
+) -> Run:
+    """Put a run together. The engine of its loaders is the caller's to close.
+
+    Args:
+        config: Options of the run.
+        machine: From `start`.
+        sources: From `training.engine.data.training_sources`.
+        network: What to train.
+        signals: What may stop the run.
+        objective: Makes the objective, from the accelerator and the loss of the labels.
+
+    Raises:
+        UsageError: The options cannot be carried out.
+    """
+    accelerator, card, model = machine.accelerator, network.card, network.model
+    wanted = TensorFormat("float32", card.mean, card.std, channels_last=network.channels_last)
+    loss = make_loss(config.loss, sources[0].labels, len(card.classes), accelerator.device)
+    frozen = freeze(model, network.freeze)
+    if network.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model.to(accelerator.device)
+    if network.sync_batchnorm and machine.process.world > 1:
+        model = synchronise(model, accelerator.device)
+    optimizer = make_optimizer(model, config.optimizer)
+    ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
+    train_loader, val_loader = make_loaders(config, machine.process, sources, wanted)
+    try:
+        faster = torch.compile(model) if network.compile else model
+        prepared, prepared_optimizer = accelerator.prepare(faster, optimizer)
+        trainer = Trainer(
+            accelerator=accelerator,
+            model=prepared,
+            optimizer=prepared_optimizer,
+            schedule=Schedule(optimizer, config.schedule, config.optimizer.lr, len(train_loader) // config.accumulate),
+            objective=objective(accelerator, loss),
+            format=wanted,
+            clip_norm=config.optimizer.clip_norm,
+            seed=config.seed,
+            frozen=frozen,
+            ema=ema,
+        )
+        return Run(config, accelerator, trainer, train_loader, val_loader, card, signals)
+    except BaseException:
+        train_loader.engine.close()
+        raise
+
+
+def fit(run: Run, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Run it and tidy up; see `Run.fit`."""
+    try:
+        return run.fit(checkpoint)
+    finally:
+        run.train_loader.engine.close()
