@@ -7,7 +7,7 @@
 
 DALI ?= cuda110
 VENV ?= .venv
-RECIPE ?= $(if $(DATA),real,demo)
+RECIPE ?= $(if $(DATA),quick,demo)
 OUT ?= out/$(if $(DATA),$(notdir $(abspath $(DATA))),demo)
 
 ifeq ($(filter $(DALI),cuda110 cuda130 none),)
