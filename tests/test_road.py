@@ -20,7 +20,7 @@ def job(*words):
 def road(crops, out, epochs):
     cache, run = out / "cache", out / "run"
     built = job("augment_cache.build", "--data", crops, "--out", cache, "--size", 48)
-    recipe = ROOT / "training" / "recipes" / "real.yaml"
+    recipe = ROOT / "training" / "recipes" / "quick.yaml"
     options = ["--config", recipe, "--data.path", cache, "--data.size", 48, "--out", run]
     job("training.train", *options, "--schedule.epochs", epochs, "--schedule.warmup_epochs", 0.5)
     return built, job("training.evaluate", "--model", run, "--data", cache)
@@ -48,7 +48,7 @@ def test_trashnet(trashnet_folder, tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
-    ("words", "recipe", "out"), [([], "demo", "out/demo"), (["DATA=/a/taco/"], "real", "out/taco")]
+    ("words", "recipe", "out"), [([], "demo", "out/demo"), (["DATA=/a/taco/"], "quick", "out/taco")]
 )
 def test_make_demo_names_a_recipe_that_exists(words, recipe, out):
     show = "$(info RECIPE=$(RECIPE) OUT=$(OUT))"

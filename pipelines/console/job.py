@@ -21,7 +21,10 @@ from pipelines.errors import ProblemFoundError, TacopressError
 
 Config = TypeVar("Config")
 
-STATUS = "\n\nExit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted, 143 terminated."
+STATUS = (
+    "\n\nExit status: 0 done, 1 a problem was found, 2 wrong use, 75 stopped by a signal and saved (training), "
+    "130 interrupted, 143 terminated."
+)
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status after Ctrl-C and SIGTERM: 128 + the signal, as shells expect."""
@@ -115,8 +118,8 @@ def run_job(
 ) -> NoReturn:
     """Parse the options, run the body, print its report, and exit with the status every job shares.
 
-    Exit status: 0 done, 1 a problem was found, 2 wrong use, 130 interrupted, 143 terminated. (`accelerate launch`
-    itself ends with 1 whatever its processes ended with.)
+    Exit status: 0 done, 1 a problem was found, 2 wrong use, 75 stopped by a signal and saved (training), 130
+    interrupted, 143 terminated. (`accelerate launch` itself ends with 1 whatever its processes ended with.)
 
     Args:
         config_class: The options of the job.

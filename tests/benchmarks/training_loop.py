@@ -130,7 +130,8 @@ def render(entry: dict[str, Any]) -> str:
     )
     lines = [
         f"Batch {entry['batch_size']}, float32, {entry['epochs']} epochs, a checkpoint every "
-        f"{entry['save_seconds']:g} s; {where}, load {min(loads)} to {max(loads)}; {entry['date']}, commit {entry['git']}. Medians of rounds (least-most).",
+        f"{entry['save_seconds']:g} s; {where}, load {min(loads)} to {max(loads)}; {entry['date']}, "
+        f"commit {entry['git']}. Medians of rounds (least-most).",
         "",
         "| network | bare loop, images/s | engine / bare, steps | engine / bare, whole run | CPU s per 1,000 images, "
         "bare | engine, whole | goal, steps |",

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker, register_tracker_class
 
 from pipelines.console import files
 from pipelines.errors import ProblemFoundError, UsageError
@@ -39,6 +42,8 @@ VARIANTS = {
     "accumulated": {"accumulate": 4},
     "plateau": {"schedule": ScheduleConfig(name="plateau", epochs=2, warmup_epochs=0, patience=0)},
     "oversampled": {"loss": LossConfig(name="f1_focal", class_balance=0.5)},
+    "bfloat16": {"precision": "bf16"},
+    "balanced": {"order": "balanced"},
     "frozen": {"model": ModelConfig(name="test_efficientnet", freeze="conv_stem,bn1,blocks.0", drop_path=0.2)},
 }
 
@@ -49,7 +54,7 @@ def straight(cache, tmp_path_factory):
     outs = {}
     for name, changes in VARIANTS.items():
         out = tmp_path_factory.mktemp("straight") / "run"
-        train(config(cache, out, **{"schedule": SHORT, **changes}))
+        train(options_of(cache, out, changes))
         outs[name] = out
     return outs
 
@@ -57,15 +62,23 @@ def straight(cache, tmp_path_factory):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("step", [3, 9])
 def test_every_kind_of_run_goes_on_exactly(straight, cache, tmp_path, monkeypatch, variant, step):
-    changes = {"schedule": SHORT, **VARIANTS[variant]}
+    options = options_of(cache, tmp_path, VARIANTS[variant])
     with monkeypatch.context() as patch:
         stop_at(patch, step)
         with pytest.raises(PreemptedError):
-            train(config(cache, tmp_path, **changes))
-    train(config(cache, tmp_path, **changes))
+            train(options)
+    train(options)
     assert untimed(tmp_path) == untimed(straight[variant])
     assert same_model(tmp_path, straight[variant])
     assert same_model(tmp_path, straight[variant], "best.safetensors")
+
+
+def options_of(cache, out, changes):
+    """Data options are changed within the data options."""
+    changes = {"schedule": SHORT, **changes}
+    order = changes.pop("order", "shuffled")
+    base = config(cache, out, **changes)
+    return replace(base, data=replace(base.data, order=order))
 
 
 def test_variants_are_not_the_same_run(straight):
@@ -395,3 +408,76 @@ def test_no_room_is_found_out_before_training(cache, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         train(config(cache, tmp_path, schedule=SHORT))
     assert not steps
+
+
+class Diary(GeneralTracker):
+    """A tracker of somebody else's."""
+
+    name, requires_logging_directory = "diary", False
+    pages: ClassVar[list] = []
+
+    def __init__(self, project, **options):
+        super().__init__()
+        self.pages.append(("begin", project))
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.pages.append(("options", values))
+
+    def log(self, values, step=None, **more):
+        self.pages.append((step, values))
+
+
+def test_other_trackers_by_name(cache, tmp_path):
+    register_tracker_class(Diary)
+    train(config(cache, tmp_path, schedule=SHORT, trackers="tensorboard,diary"))
+    (begin, project), (_, options), *pages = Diary.pages
+    assert (begin, project) == ("begin", "tacopress")
+    assert options["model.name"] == "test_efficientnet"
+    scores = {step: values["epoch/val_macro_f1"] for step, values in pages if "epoch/val_macro_f1" in values}
+    assert scores == {line["step"]: line["val_macro_f1"] for line in log_of(tmp_path)}
+    assert list((tmp_path / "tensorboard").glob("events.out.*"))
+
+
+@pytest.mark.parametrize("name", ["shufflenet_g3_wd4", "squeezenet", "yaml file"])
+def test_models_that_are_not_of_timm(cache, tmp_path, monkeypatch, name):
+    """Train, stop, go on, and rebuild from the model file, though the YAML file may be gone."""
+    if name == "yaml file":
+        name = str(tmp_path / "mine.yaml")
+        Path(name).write_text(MINE)
+    options = config(cache, tmp_path / "run", model=ModelConfig(name=name), schedule=SHORT)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(PreemptedError):
+            train(options)
+    train(options)
+    (tmp_path / "mine.yaml").unlink(missing_ok=True)
+    model, card = load_model(tmp_path / "run" / "best.safetensors")
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert (card.definition is None) == (name == "shufflenet_g3_wd4")
+
+
+MINE = """
+input_channel: 3
+depth_multiple: 1.0
+width_multiple: 1.0
+backbone:
+  - [1, Conv, [16, 3, 2]]
+  - [2, InvertedResidualv3, [3, 2, 16, 1, 1, 2]]
+  - [1, GlobalAvgPool, []]
+  - [1, Flatten, []]
+  - [1, Linear, [6]]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED, torch.compile: no C++ compiler")
+def test_a_compiled_network_learns_the_same(straight, cache, tmp_path):
+    model = ModelConfig(name="test_efficientnet", drop_rate=0.2, compile=True)
+    train(config(cache, tmp_path, model=model, schedule=SHORT))
+    compiled, plain = log_of(tmp_path)[0], log_of(straight["plain"])[0]
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
+    load_model(tmp_path / "best.safetensors")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -77,6 +78,7 @@ def start(config: RunConfig) -> Machine:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+    AcceleratorState._reset_state()  # of a run before this one in the same process, with another precision
     accelerator = Accelerator(
         mixed_precision=config.precision,
         log_with=[name for name in trackers if name != TENSORBOARD] or None,

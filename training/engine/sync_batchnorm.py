@@ -6,10 +6,12 @@ plain operators, which is slower and exists for proofs and for training on sever
 Source: Ioffe and Szegedy, "Batch Normalization", 2015, with the sums over all processes.
 """
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn import functional as collective
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
@@ -47,20 +49,35 @@ class _SyncedBatchNormAct2d(BatchNormAct2d):  # type: ignore[misc]  # timm has n
         return activated
 
 
-def all_reduce(values: Tensor) -> Tensor:
-    """The sum over processes, with gradients."""
-    summed: Tensor = collective.all_reduce(values)  # type: ignore[no-untyped-call]
+class _Summed(torch.autograd.Function):
+    """The sum over processes; the gradient of every process's use of it comes back to each."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:  # noqa: ANN401 - torch's context has no type
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    summed: Tensor = _Summed.apply(values)
     return summed
 
 
 def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Normalise float [n, channels, height, width] by mean and variance over all processes; moves the statistics."""
     own = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-    total = all_reduce(own)
+    total = _sum_over_processes(own)
     wide = x.float()
-    mean = all_reduce(wide.sum((0, 2, 3))) / total
+    mean = _sum_over_processes(wide.sum((0, 2, 3))) / total
     centred = wide - mean[None, :, None, None]
-    variance = all_reduce((centred * centred).sum((0, 2, 3))) / total
+    variance = _sum_over_processes((centred * centred).sum((0, 2, 3))) / total
     _move(norm, mean.detach(), variance.detach() * (total / (total - 1).clamp(min=1)))
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
