@@ -270,7 +270,9 @@ class Loader:
             self._report(rows[:real], rendered.errors, listed)
             whole = np.setdiff1d(places, list(rendered.errors))
             real = int(np.count_nonzero(whole < real))
-            places = whole if len(whole) else places[:1]
+            # What counts comes first; in training two images stay, for batch normalisation has no statistics of one.
+            least = min(2 if self.options.train else 1, len(places))
+            places = np.concatenate([whole, np.setdiff1d(places, whole)[: max(least - len(whole), 0)]])
             pixels, rows = pixels[torch.from_numpy(places).to(pixels.device)], rows[places]
         images = self.format(pixels.permute(0, 3, 1, 2))
         mix = None

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from pipelines.console.files import write_bytes, write_json
 from pipelines.console.job import quiet_libraries, run_job
-from pipelines.console.output import human_bytes, render_table
+from pipelines.console.output import human_bytes, render_table, say
 from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
@@ -95,6 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"{config.data} has the classes {', '.join(source.classes)}, but {path} was trained on "
             f"{', '.join(card.classes)}; give the data that belongs to the model"
         )
+    learned = str(card.provenance.get("learned_from", "train"))
+    if accelerator.is_main_process and config.split != "train" and (learned == "all" or config.split in learned):
+        say(f"training.evaluate: {path} has learned from the {config.split} split: this is no test of it")
     spec = RenderSpec(card.size, card.fit)
     loader = make_test_loader(source, process, spec=spec, engine=config.engine, batch_size=config.batch_size)
     start = time.monotonic()

@@ -8,17 +8,19 @@ from accelerate.utils import set_seed
 
 from pipelines.console.job import run_job
 from pipelines.console.output import human_seconds, render_table
+from pipelines.errors import UsageError
 from pipelines.sources import Source
+from training.engine.agree import agreeing
 from training.engine.config import TrainConfig
 from training.engine.data import image_shape, training_sources
 from training.engine.folder import BEST_NAME, claim
-from training.engine.folds import cross_validate, fold_config, write_predictions
+from training.engine.folds import cross_validate, own_folder, write_predictions
 from training.engine.preemption import StopSignals
-from training.engine.setup import Machine, Network, assemble, fit, start
+from training.engine.setup import Network, assemble, start
 from training.engine.tracking import names_in
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
 from training.model.model_file import ModelCard
-from training.model.start import start_from
+from training.model.start import HUB, start_from
 
 EXAMPLE = """
   accelerate launch -m training.train --config training/recipes/demo.yaml --data.path out/cache
@@ -40,27 +42,35 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         PreemptedError: A signal stopped it; everything is saved.
     """
-    machine = start(config)
     with StopSignals() as signals:
         if config.data.folds and config.data.fold is None:
-            return cross_validate(config, machine, lambda fold: _train(fold, machine, signals))
-        if config.data.folds:
-            config = fold_config(config, config.data.fold or 0)
-        return _train(config, machine, signals)
+            return cross_validate(config, lambda fold: _train(fold, signals))
+        return _train(own_folder(config), signals)
 
 
-def _train(config: TrainConfig, machine: Machine, signals: StopSignals) -> dict[str, Any]:
+def _train(config: TrainConfig, signals: StopSignals) -> dict[str, Any]:
+    machine = start(config)
     checkpoint = claim(config, machine.accelerator)
-    sources = training_sources(config.data)
-    run = assemble(config, machine, sources, make_network(config, sources[0]), signals)
-    report = fit(run, checkpoint)
-    if config.data.folds:
-        write_predictions(config, machine, run)
-    return report
+    with agreeing(machine.accelerator):
+        sources = training_sources(config.data)
+        network = make_network(config, sources[0], started=checkpoint is not None)
+    run = assemble(config, machine, sources, network, signals)
+    try:
+        report = run.fit(checkpoint)
+        if config.data.folds:
+            write_predictions(config, machine, run)
+        return report
+    finally:
+        run.train_loader.engine.close()
 
 
-def make_network(config: TrainConfig, source: Source) -> Network:
+def make_network(config: TrainConfig, source: Source, *, started: bool = False) -> Network:
     """The network of a run, with the weights that it starts from.
+
+    Args:
+        config: Options of the run.
+        source: What it learns from.
+        started: The run has been started before: its weights come from its checkpoint.
 
     Raises:
         UsageError: There is none of that name, its weights do not fit, or it cannot take images of that size.
@@ -69,7 +79,9 @@ def make_network(config: TrainConfig, source: Source) -> Network:
     options = config.model
     size, fit_ = image_shape(config.data.path, config.data.size)
     model = create_model(options.name, len(source.classes), drop_rate=options.drop_rate, drop_path=options.drop_path)
-    start_from(model, options.name, options.weights)
+    if not started:
+        refuse_own_weights(config)
+        start_from(model, options.name, options.weights, source.classes)
     check_input_size(model, options.name, size)
     mean, std = preprocessing(model)
     data = config.data
@@ -77,6 +89,7 @@ def make_network(config: TrainConfig, source: Source) -> Network:
         "seed": config.seed,
         "precision": config.precision,
         "split": {"val": data.val, "test": data.test, "split_seed": data.split_seed},
+        "learned_from": f"fold {data.fold} of {data.folds}" if data.folds else data.train_on,
         "weights": options.weights,
         "timm": version("timm"),
         "torch": version("torch"),
@@ -98,6 +111,19 @@ def make_network(config: TrainConfig, source: Source) -> Network:
         sync_batchnorm=options.sync_batchnorm,
         compile=options.compile,
     )
+
+
+def refuse_own_weights(config: TrainConfig) -> None:
+    """Starting weights in the folder of the run would be replaced by it.
+
+    Raises:
+        UsageError: They are there.
+    """
+    weights, out = config.model.weights, config.out.resolve()
+    if weights and weights != HUB and out in (Path(weights).resolve(), *Path(weights).resolve().parents):
+        raise UsageError(
+            f"--model.weights {weights} lies in --out {config.out}, which a new run replaces; choose another"
+        )
 
 
 def table(report: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from training.engine.data import training_sources
 from training.engine.optimization import ScheduleConfig
 from training.engine.preemption import StopSignals
 from training.engine.run import Run
-from training.engine.setup import Machine, assemble, fit, start
+from training.engine.setup import Machine, assemble, start
 from training.train import make_network
 
 RESULTS = Path(__file__).parent / "results" / "training_loop.json"
@@ -86,7 +86,8 @@ def once(options: argparse.Namespace, name: str, way: str, machine: Machine) -> 
         if way == "bare":
             seconds = whole = bare(run, options.epochs)
         else:
-            whole = fit(run, None)["seconds"]
+            whole = run.fit(None)["seconds"]
+            run.train_loader.engine.close()
             seconds = sum(line["seconds"] for line in run.state.log)
         cpu = time.process_time() - cpu
     return {"steps": images / seconds, "whole": images / whole, "cpu_per_1000": 1000 * cpu / images}

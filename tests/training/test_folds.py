@@ -103,6 +103,18 @@ def test_it_goes_on_in_the_middle(cache, tmp_path, monkeypatch, everything):
     assert report["confusion"] == everything[1]["confusion"]
 
 
+def test_without_resident_images(cache, tmp_path, everything):
+    """Once the engine was closed before the predictions were made."""
+    options = folded(cache, tmp_path)
+    train(replace(options, data=replace(options.data, resident="off")))
+    assert json.loads((tmp_path / "out_of_fold.json").read_text())["confusion"] == everything[1]["confusion"]
+
+
+def test_a_folder_that_is_named_like_a_fold(cache, tmp_path):
+    train(folded(cache, tmp_path / "fold-1"))
+    assert sorted(path.name for path in (tmp_path / "fold-1").glob("fold-*")) == ["fold-0", "fold-1", "fold-2"]
+
+
 def test_too_many_folds(cache, tmp_path):
     data = DataConfig(path=cache, batch_size=16, engine="cpu", folds=900, fold=899)
     with pytest.raises(UsageError, match=r"too few photos for --data\.folds 900"):
@@ -148,7 +160,7 @@ def test_folds_differ_from_training_on_all(cache, tmp_path):
 def test_crops_of_one_photo_stay_together(photos, tmp_path):
     """Or the photo's light and ground are learned from the one, and recognised in the other."""
     source = open_folder(photos)
-    crops = [{"file": file, "photo": f"photo {number // 7}"} for number, file in enumerate(source.files)]
+    crops = [{"file": f"train/{file}", "photo": f"photo {number // 7}"} for number, file in enumerate(source.files)]
     (tmp_path / "crops.json").write_text(json.dumps({"crops": crops}))
     table_ = read_photos(find_photos(tmp_path, None))
     folds, original = fold_of_rows([source], table_, folds=FOLDS, seed=0)
@@ -158,6 +170,30 @@ def test_crops_of_one_photo_stay_together(photos, tmp_path):
         assert len(set(folds[7 * photo : 7 * photo + 7].tolist())) == 1
     alone, _ = fold_of_rows([source], {}, folds=FOLDS, seed=0)
     assert len(set(alone[:7].tolist())) > 1
+
+
+def test_photos_of_the_crops_in_a_cache(cache, photos, tmp_path):
+    """A cache names its crops without their split, crops.json with it."""
+    files = open_folder(photos).files
+    crops = [{"file": f"val/{file}", "photo": f"photo {number // 7}"} for number, file in enumerate(files)]
+    (tmp_path / "crops.json").write_text(json.dumps({"crops": crops}))
+    photo_of = {file: number // 7 for number, file in enumerate(files)}
+    sides = {}
+    for number in range(FOLDS):
+        data = DataConfig(path=cache, folds=FOLDS, fold=number, groups=tmp_path)
+        for side, part in enumerate(training_sources(data)):
+            for row in range(len(part.labels)):
+                sides.setdefault((number, photo_of[part.describe(row).split("(")[1].rstrip(")")]), set()).add(side)
+    assert len(sides) == FOLDS * 13
+    assert all(len(seen) == 1 for seen in sides.values())
+    (tmp_path / "crops.json").write_text(json.dumps({"crops": crops[:5]}))
+    with pytest.raises(UsageError, match=r"--data\.groups does not say which photo"):
+        training_sources(data)
+
+
+def test_groups_without_folds(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"--data\.groups .* is for cross-validation"):
+        config(cache, tmp_path, data=DataConfig(path=cache, groups=tmp_path))
 
 
 def test_groups_that_cannot_be_read(tmp_path):

@@ -250,3 +250,14 @@ def test_loss_and_gradient_are_finite(name, numbers, share, gamma, smoothing):
 def test_options_out_of_range_name_themselves(changes, words):
     with pytest.raises(UsageError, match=words):
         LossConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "soft_f1", "f1_focal", "logit_adjusted"])
+def test_a_part_without_samples_that_was_to_be_mixed(name):
+    """All of its samples may have been skipped; the partners are those of images that stay for their size only."""
+    loss = make_loss(LossConfig(name=name), np.array([0, 1, 2]), 3, "cpu")
+    logits = torch.zeros(0, 3, requires_grad=True)
+    mix = Mix(0.3, np.array([1, 0]), None)
+    value = loss(logits, torch.zeros(0, dtype=torch.int64), mix, total=8, sum_over_ranks=None)
+    value.backward()
+    assert float(value.detach()) == 0.0

@@ -7,12 +7,15 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.tracking import GeneralTracker, register_tracker_class
+from accelerate.utils import set_seed
 
 from pipelines.console import files
 from pipelines.errors import ProblemFoundError, UsageError
@@ -26,12 +29,15 @@ from training.engine.config import (
     SaveConfig,
     StopConfig,
 )
+from training.engine.data import process_of
 from training.engine.loop import Trainer
 from training.engine.losses import LossConfig
 from training.engine.optimization import OptimizerConfig, ScheduleConfig
 from training.engine.preemption import PreemptedError
+from training.evaluate import EvaluateConfig, evaluate
 from training.model.create import create_model
-from training.model.model_file import load_model, read_card
+from training.model.model_file import load_model, read_card, save_model
+from training.model.start import start_from
 from training.train import train
 
 SHORT = ScheduleConfig(epochs=2, warmup_epochs=0.5)
@@ -41,9 +47,9 @@ VARIANTS = {
     "mixed, averaged": MIXED,
     "accumulated": {"accumulate": 4},
     "plateau": {"schedule": ScheduleConfig(name="plateau", epochs=2, warmup_epochs=0, patience=0)},
-    "oversampled": {"loss": LossConfig(name="f1_focal", class_balance=0.5)},
+    "soft F1": {"loss": LossConfig(name="f1_focal", class_balance=0.5)},
     "bfloat16": {"precision": "bf16"},
-    "balanced": {"order": "balanced"},
+    "balanced": {"order": "balanced", "loss": LossConfig(class_balance=1.0)},
     "frozen": {"model": ModelConfig(name="test_efficientnet", freeze="conv_stem,bn1,blocks.0", drop_path=0.2)},
 }
 
@@ -181,11 +187,14 @@ def test_a_signal_outside_of_the_steps(straight, cache, tmp_path, monkeypatch, w
             os.kill(os.getpid(), signal.SIGTERM)
             return whole(*arguments, **more)
 
-        patch.setattr(holder, name, signalled)
+        if when == "checkpoint":  # not the one before the first step
+            at_step(patch, 1, lambda: patch.setattr(holder, name, signalled))
+        else:
+            patch.setattr(holder, name, signalled)
         with pytest.raises(PreemptedError):
             train(options)
     report = train(options)
-    assert report["resumed_at"] == (7 if when == "evaluation" else 1)
+    assert report["resumed_at"] == (7 if when == "evaluation" else 6)
     assert same_model(tmp_path, straight["plain"])
     assert untimed(tmp_path) == untimed(straight["plain"])
 
@@ -253,6 +262,7 @@ def test_early_stopping_and_going_on_with_it(cache, tmp_path, monkeypatch):
     assert (report["epochs"], report["best_epoch"], report["stopped_early"]) == (3, 1, True)
     again = train(options)
     assert (again["epochs"], again["resumed_at"]) == (3, 21)
+    assert len(log_of(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("train_on", ["train+val", "all"])
@@ -281,6 +291,7 @@ def test_training_on_all_data_keeps_the_last_epoch(cache, tmp_path, train_on):
         ({"model": ModelConfig(name="test_efficientnet", freeze="nosuch")}, "cannot freeze 'nosuch'"),
         ({"model": ModelConfig(name="test_efficientnet", weights="pretrained")}, "--model.weights pretrained"),
         ({"model": ModelConfig(name="test_efficientnet", drop_path=1.0)}, r"--model\.drop_path"),
+        ({"accumulate": 16}, "one image at a time, of which batch normalisation .* has no statistics"),
     ],
 )
 def test_options_that_make_no_sense(cache, tmp_path, changes, words, monkeypatch):
@@ -325,9 +336,13 @@ def test_fine_tuning_from_a_run(straight, cache, tmp_path):
 
 
 def test_frozen_parts_do_not_move(straight, cache):
+    kept, moved = (load_model(straight[name] / "last.safetensors")[0].state_dict() for name in ("frozen", "plain"))
     torch.manual_seed(0)
-    kept = load_model(straight["frozen"] / "last.safetensors")[0].state_dict()
-    moved = load_model(straight["plain"] / "last.safetensors")[0].state_dict()
+    set_seed(0)
+    fresh = create_model("test_efficientnet", 3, drop_path=0.2).state_dict()
+    for name in ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv.weight"):
+        assert torch.equal(kept[name], fresh[name])
+        assert not torch.equal(moved[name], fresh[name])
     assert kept["bn1.running_mean"].abs().max() == 0
     assert moved["bn1.running_mean"].abs().max() > 0
     assert kept["blocks.1.0.bn1.running_mean"].abs().max() > 0
@@ -380,6 +395,9 @@ def test_tensorboard_holds_each_epoch_once_after_going_back(cache, tmp_path, mon
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scores = events.Scalars("epoch/val_macro_f1")
     assert [event.step for event in scores] == [7, 14]
+    assert train(options)["resumed_at"] == 14  # once more, though all is done
+    again = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("epoch/val_macro_f1")
+    assert [event.step for event in again] == [7, 14]
     assert [event.value for event in scores] == pytest.approx([line["val_macro_f1"] for line in log_of(tmp_path)])
 
 
@@ -481,3 +499,146 @@ def test_a_compiled_network_learns_the_same(straight, cache, tmp_path):
     compiled, plain = log_of(tmp_path)[0], log_of(straight["plain"])[0]
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
     load_model(tmp_path / "best.safetensors")
+
+
+def stopped_at(cache, out, monkeypatch, step, **changes):
+    """A run that was stopped."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(PreemptedError):
+            train(config(cache, out, schedule=SHORT, **changes))
+
+
+def test_a_requeued_run_is_not_overwritten(straight, cache, tmp_path, monkeypatch):
+    """Slurm runs the same command again, whatever it said about old runs."""
+    stopped_at(cache, tmp_path, monkeypatch, 5, overwrite=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert train(config(cache, tmp_path, schedule=SHORT, overwrite=True))["resumed_at"] == 6
+    assert same_model(tmp_path, straight["plain"])
+    assert train(config(cache, tmp_path, schedule=SHORT, resume="never"))["resumed_at"] == 14
+    other = config(cache, tmp_path, schedule=SHORT, seed=1, overwrite=True)
+    assert train(other)["resumed_at"] == 0  # that is no restart of the same run
+
+
+def test_a_definition_that_changed_is_another_network(cache, tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    model = ModelConfig(name=str(path))
+    stopped_at(cache, tmp_path / "run", monkeypatch, 3, model=model)
+    for old, new in (("width_multiple: 1.0", "width_multiple: 2.0"), ("[16, 3, 2]", "[16, 3, 2, null, 1, Hardswish]")):
+        path.write_text(MINE.replace(old, new))
+        with pytest.raises(UsageError, match="its definition has changed"):
+            train(config(cache, tmp_path / "run", model=model, schedule=SHORT))
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_clear_error(cache, tmp_path, monkeypatch):
+    """As after an update of timm."""
+    stopped_at(cache, tmp_path, monkeypatch, 3)
+    checkpoints = Checkpoints(tmp_path)
+    state = checkpoints.load(pytest.fail)
+    state["model"].popitem()
+    checkpoints.save(5, {name: value for name, value in state.items() if name != "version"})
+    with pytest.raises(UsageError, match="does not fit the network"):
+        train(config(cache, tmp_path, schedule=SHORT))
+
+
+@pytest.mark.parametrize("step", [9, 13])
+def test_weights_that_are_no_numbers_are_never_saved(cache, tmp_path, monkeypatch, step):
+    """The loss of their step was still fine; in the last step nobody would have noticed."""
+
+    def poisoned(self, parts, number, total, take=Trainer.step):
+        share = take(self, parts, number, total)
+        if number == step:
+            next(self.plain.parameters()).data.fill_(np.nan)
+        return share
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(ProblemFoundError, match=r"last good checkpoint is .*best model \(of epoch 1\)"):
+        train(config(cache, tmp_path, schedule=SHORT, save=SaveConfig(steps=step + 1, keep=1)))
+    (last,) = Checkpoints(tmp_path).paths()
+    assert "step-00000000" in last.name
+    assert read_card(tmp_path / "best.safetensors").provenance["epoch"] == 1
+    assert not (tmp_path / "last.safetensors").exists()
+    assert all(json.dumps(line, allow_nan=False) for line in log_of(tmp_path))
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(cache, tmp_path, monkeypatch):
+    stopped_at(cache, tmp_path, monkeypatch, 8, save=SaveConfig(steps=4))
+    newest = Checkpoints(tmp_path).paths()[-1]
+    newest.write_bytes(b"")
+    stopped_at(cache, tmp_path, monkeypatch, 9, save=SaveConfig(steps=100))
+    steps = [int(path.name[5:13]) for path in Checkpoints(tmp_path).paths()]
+    assert steps == [8, 10]
+
+
+def test_starting_weights_are_needed_once(straight, cache, tmp_path, monkeypatch):
+    copy = Path(shutil.copy(straight["plain"] / "best.safetensors", tmp_path / "start.safetensors"))
+    model = ModelConfig(name="test_efficientnet", weights=str(copy))
+    stopped_at(cache, tmp_path / "run", monkeypatch, 3, model=model)
+    copy.unlink()
+    assert train(config(cache, tmp_path / "run", schedule=SHORT, model=model))["resumed_at"] == 4
+
+
+def test_a_run_cannot_start_from_what_it_replaces(straight, cache, tmp_path):
+    out = Path(shutil.copytree(straight["plain"], tmp_path / "run"))
+    model = ModelConfig(name="test_efficientnet", weights=str(out))
+    with pytest.raises(UsageError, match="which a new run replaces"):
+        train(config(cache, out, model=model, overwrite=True))
+    assert (out / "best.safetensors").exists()
+
+
+def test_the_classifier_of_other_classes_is_not_taken_over(straight):
+    weights = str(straight["plain"])
+    known = load_model(straight["plain"] / "best.safetensors")[0].state_dict()["classifier.weight"]
+    for classes, taken in ((("blue", "green", "red"), True), (("a", "b", "c"), False)):
+        model = create_model("test_efficientnet", 3)
+        start_from(model, "test_efficientnet", weights, classes)
+        assert torch.equal(model.state_dict()["classifier.weight"], known) == taken
+
+
+def test_options_that_changed_are_written_down(cache, tmp_path, monkeypatch):
+    stopped_at(cache, tmp_path, monkeypatch, 3)
+    train(config(cache, tmp_path, schedule=SHORT, loss_limit=7.0))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["loss_limit"] == 7.0
+
+
+def test_two_runs_in_one_folder(cache, tmp_path, monkeypatch):
+    def second():
+        with pytest.raises(UsageError, match="is being trained by another process"):
+            train(config(cache, tmp_path, schedule=SHORT))
+
+    at_step(monkeypatch, 3, second)
+    train(config(cache, tmp_path, schedule=SHORT))
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_threads_and_neighbours(monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("training.engine.data.usable_cores", lambda: 8)
+
+    def process(world):
+        device = torch.device("cpu")
+        return process_of(SimpleNamespace(process_index=0, num_processes=world, device=device))
+
+    assert (process(4).local_world, process(4).threads(0), process(4).threads(3)) == (1, 8, 3)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4(x2)")
+    assert (process(8).local_world, process(8).threads(0)) == (4, 2)
+    assert process(1).local_world == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert process(8).local_world == 2
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert process(8).threads(0) == 3
+
+
+@pytest.mark.parametrize(
+    ("train_on", "split", "warns"),
+    [("train", "test", False), ("train+val", "test", False), ("train+val", "val", True), ("all", "test", True)],
+)
+def test_evaluating_on_what_was_learned_says_so(straight, cache, tmp_path, capsys, train_on, split, warns):
+    model, card = load_model(straight["plain"] / "best.safetensors")
+    assert card.provenance["learned_from"] == "train"
+    save_model(tmp_path / "m.safetensors", model, replace(card, provenance={"learned_from": train_on}))
+    evaluate(EvaluateConfig(model=tmp_path / "m.safetensors", data=cache, split=split, out=tmp_path, engine="cpu"))
+    assert ("has learned from the" in capsys.readouterr().err) == warns

@@ -63,9 +63,9 @@ class Checkpoints:
         data = buffer.getvalue()
         path = self.folder / f"step-{step:08d}.{sha256(data).hexdigest()[:16]}.pt"
         write_bytes(path, data)
-        # Others at this step or later are of a future that is not this run's any more: it went on from before them.
+        self.drop(step)
         for other in self.paths():
-            if other != path and _step(other) >= step:
+            if other != path and _step(other) == step:  # damaged since
                 other.unlink(missing_ok=True)
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
@@ -97,10 +97,11 @@ class Checkpoints:
             raise UsageError(f"no checkpoint in {self.folder} is whole; start anew with --overwrite true")
         return None
 
-    def clear(self) -> None:
-        """Delete all of them."""
+    def drop(self, step: int) -> None:
+        """Delete those of later steps than one: damaged, or of a future that is not this run's any more."""
         for path in self.paths():
-            path.unlink(missing_ok=True)
+            if _step(path) > step:
+                path.unlink(missing_ok=True)
 
 
 def _step(path: Path) -> int:

@@ -34,7 +34,8 @@ class DataConfig:
         order: shuffled sees each training row once per epoch; balanced draws every class equally often, rows of rare
             classes several times, each time with another flip, crop and augmentation.
         check: rows holds every row of a cache against its checksum when it is read; off trusts the disk.
-        damaged: raise stops at a sample that cannot be read; skip leaves it out and says so.
+        damaged: raise stops at a sample that cannot be read; skip leaves it out and says so: its share of the loss of
+            its batch is missing.
         resident: Keep all decoded images in memory, so that an epoch reads and decodes nothing. auto does where that
             changes no pixel and the memory is there.
         resident_share: Of the free memory that auto may take.
@@ -175,7 +176,7 @@ class RunConfig:
         precision: no is float32; fp16 needs a GPU.
         threads: CPU threads of the network per process; 0 divides the cores among the processes, whatever
             OMP_NUM_THREADS says (accelerate launch sets it to 1). On a CPU, other threads give other last bits.
-        deterministic: Use only deterministic kernels on GPUs, too: slower, but the same bytes each time.
+        deterministic: Take deterministic kernels on GPUs where there are any, and warn of others: slower.
         loss_limit: Stop when the loss of a step is more than so many times that of guessing; 0 for any.
         trackers: Where to log besides metrics.jsonl, with commas between: tensorboard, and any that Accelerate knows
             (wandb, mlflow, …); empty for none.
@@ -227,6 +228,7 @@ class RunConfig:
             "--data.copies": (self.data.copies, 0, 1000),
             "--data.threads": (self.data.threads, 0, 4096),
             "--data.folds": (self.data.folds, 0, 1000),
+            "--data.resident_share": (self.data.resident_share, 1e-6, 1),
             "--mix.mixup": (self.mix.mixup, 0, 100),
             "--mix.cutmix": (self.mix.cutmix, 0, 100),
             "--mix.probability": (self.mix.probability, 0, 1),
@@ -252,6 +254,8 @@ class RunConfig:
                 f"--data.fold {data.fold} of --data.folds {data.folds} does not exist; folds are counted from 0, and "
                 "there are at least 2"
             )
+        if data.groups is not None and not data.folds:
+            raise UsageError(f"--data.groups {data.groups} is for cross-validation; give --data.folds, or leave it out")
         if data.train_on == "train":
             return
         choices = {"--data.folds": data.folds, "--stop.patience": self.stop.patience}

@@ -52,7 +52,21 @@ class Process:
 
     def threads(self, asked: int) -> int:
         """CPU threads: as asked, or a fair share of the cores."""
-        return asked or max(1, usable_cores() // self.local_world)
+        if asked:
+            return asked
+        own = os.environ.get("SLURM_CPUS_PER_TASK", "")
+        if "SLURM_PROCID" in os.environ and own.isdecimal():  # srun has divided the cores already
+            return max(1, min(int(own), usable_cores()))
+        return max(1, usable_cores() // self.local_world)
+
+
+def _local_world(world: int) -> int:
+    """Processes on this machine: as the launcher says, or Slurm (`4` or `4(x2)`)."""
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"):
+        count = os.environ.get(name, "").partition("(")[0]
+        if count.isdecimal() and int(count):
+            return min(int(count), world)
+    return 1
 
 
 def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accelerator, which has no types
@@ -60,7 +74,7 @@ def process_of(accelerator: Any) -> Process:  # noqa: ANN401 - accelerate.Accele
     return Process(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        local_world=_local_world(accelerator.num_processes),
         gpu=accelerator.device.type == "cuda",
     )
 

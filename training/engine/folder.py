@@ -1,6 +1,8 @@
 """The folder of a run: who may write into it, whether to go on or to begin, and what it begins with."""
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,11 +14,14 @@ import yaml
 from pipelines.console.files import write_text
 from pipelines.console.output import say
 from pipelines.errors import UsageError
+from training.engine.agree import agreeing
 from training.engine.checkpoint import Checkpoints
 from training.engine.config import RunConfig
+from training.engine.preemption import requeues
 from training.engine.tracking import METRICS_NAME, RUN_NAME, TENSORBOARD
 
 CONFIG_NAME, BEST_NAME, LAST_NAME = "config.yaml", "best.safetensors", "last.safetensors"
+LOCK_NAME = ".lock"
 FREE_OPTIONS = (
     "out",
     "resume",
@@ -42,16 +47,10 @@ def claim(config: RunConfig, accelerator: Any) -> dict[str, Any] | None:  # noqa
     Raises:
         UsageError: The folder holds a run that is not to be resumed or cannot be.
     """
-    checkpoint, error = None, None
-    try:
+    with agreeing(accelerator):
         checkpoint = find_checkpoint(config, say if accelerator.is_main_process else lambda _: None)
-    except UsageError as found:
-        error = found
-    # A process that raised alone would leave the others waiting for it for ever.
-    step = -2 if error else -1 if checkpoint is None else checkpoint["state"]["step"]
+    step = -1 if checkpoint is None else checkpoint["state"]["step"]
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if error:
-        raise error
     if len(set(steps)) > 1:
         raise UsageError(f"the processes see different states of {config.out}; --out must lie on a disk that all share")
     return checkpoint
@@ -66,9 +65,10 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
     out = config.out
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose another")
-    if config.overwrite:
-        return None
     checkpoints = Checkpoints(out, config.save.keep)
+    requeued = bool(checkpoints.paths()) and requeues() > 0 and not _difference(_saved_options(out), plain(config))
+    if config.overwrite and not requeued:
+        return None
     if not checkpoints.paths():
         # A run that was killed before its first checkpoint has a config and no epoch: it begins again.
         if _finished_epochs(out):
@@ -77,7 +77,7 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
                 "to replace it"
             )
         return None
-    if config.resume == "never":
+    if config.resume == "never" and not requeued:
         raise UsageError(f"{out} holds a run already; choose another --out or give --overwrite true")
     difference = _difference(_saved_options(out), plain(config))
     if difference:
@@ -90,7 +90,9 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
 
 def _finished_epochs(out: Path) -> bool:
     metrics = out / METRICS_NAME
-    return (metrics.is_file() and metrics.stat().st_size > 0) or (out / BEST_NAME).exists()
+    if metrics.is_file() and metrics.stat().st_size > 0:
+        return True
+    return any((out / name).exists() for name in (BEST_NAME, "resume.pt"))
 
 
 def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
@@ -102,20 +104,52 @@ def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
         ) from error
 
 
-def begin(config: RunConfig, *, fresh: bool) -> None:
-    """Prepare the folder: not before all that can be wrong with the options has been looked at. First process only."""
-    config.out.mkdir(parents=True, exist_ok=True)
+def hold(out: Path) -> int:
+    """Make the folder, and keep others from training in it at the same time.
+
+    Returns:
+        A descriptor; whoever closes it, or dies, lets go.
+
+    Raises:
+        UsageError: Somebody else is there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UsageError(f"{out} is being trained by another process; wait until it has ended, or stop it") from error
+    except OSError:  # a file system without locks
+        return descriptor
+    return descriptor
+
+
+def let_go(out: Path, descriptor: int) -> None:
+    """End what `hold` began."""
+    (out / LOCK_NAME).unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def begin(config: RunConfig, step: int, *, fresh: bool) -> None:
+    """Prepare the folder: not before all that can be wrong with the options has been looked at. First process only.
+
+    Args:
+        config: Options of the run.
+        step: Where it goes on: checkpoints of later steps were passed over, because they are damaged.
+        fresh: It begins anew.
+    """
     # Of a process that was killed while it wrote.
     old = [".*.partial-*", "checkpoints/.*.partial-*"]
     if fresh:
         old += [BEST_NAME, LAST_NAME, METRICS_NAME, RUN_NAME, f"{TENSORBOARD}/events.out.*"]
         old += ["evaluation_*.json", "confusion_*.png", "predictions_*.csv"]
-        Checkpoints(config.out).clear()
+        old += ["resume.pt"]  # of an older Tacopress
+    Checkpoints(config.out).drop(-1 if fresh else step)
     for pattern in old:
         for path in config.out.glob(pattern):
             path.unlink()
-    if fresh:
-        write_text(config.out / CONFIG_NAME, yaml.safe_dump(plain(config), sort_keys=False))
+    write_text(config.out / CONFIG_NAME, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Cross-validation: one run a fold, and one report over all samples, each predicted by the run that did not see it."""
 
 import csv
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,31 +28,33 @@ PREDICTIONS_NAME, REPORT_NAME, PLOT_NAME = "predictions_val.csv", "out_of_fold.j
 COLUMNS = ("sample_id", "source", "label", "predicted")
 
 
-def fold_config(config: TrainConfig, number: int) -> TrainConfig:
-    """The options of one fold's run, in a folder of its own below that of all folds."""
-    name = f"fold-{number}"
-    out = config.out if config.out.name == name else config.out / name
-    return replace(config, data=replace(config.data, fold=number), out=out)
+def own_folder(config: TrainConfig) -> TrainConfig:
+    """Where one fold alone is asked for: in a folder of its own below that of all folds, unless it is given."""
+    name = f"fold-{config.data.fold}"
+    if config.data.fold is None or config.out.name == name:
+        return config
+    return replace(config, out=config.out / name)
 
 
-def cross_validate(
-    config: TrainConfig, machine: Machine, train: Callable[[TrainConfig], dict[str, Any]]
-) -> dict[str, Any]:
+def cross_validate(config: TrainConfig, train: Callable[[TrainConfig], dict[str, Any]]) -> dict[str, Any]:
     """Train all folds in turn; those that are finished are not trained again.
 
     Args:
         config: With `data.folds`, without `data.fold`.
-        machine: What it runs on.
-        train: Trains one fold, and writes its predictions.
+        train: Trains one fold, and writes its predictions; after the last one the report, too.
 
     Returns:
         The report over all folds, on the first process; elsewhere it is empty.
     """
     for number in range(config.data.folds):
-        if machine.accelerator.is_main_process:
-            say(f"train: fold {number + 1} of {config.data.folds}")
-        train(fold_config(config, number))
-    return out_of_fold(config.out, config.data.folds) if machine.accelerator.is_main_process else {}
+        fold = replace(config, data=replace(config.data, fold=number), out=config.out / f"fold-{number}")
+        main = bool(train(fold))
+        if main:
+            say(f"train: fold {number + 1} of {config.data.folds} is done")
+    if not main:
+        return {}
+    report: dict[str, Any] = json.loads((config.out / REPORT_NAME).read_text(encoding="utf-8"))
+    return report
 
 
 def write_predictions(config: TrainConfig, machine: Machine, run: Run) -> None:

@@ -11,7 +11,7 @@ from augment_cache.annotations.source import AnnotationSource
 from augment_cache.crop import TABLE_FILE
 from augment_cache.format.source import CacheSource
 from pipelines.errors import UsageError
-from pipelines.sources import SPLITS, FolderSource, Source
+from pipelines.sources import FolderSource, Source
 from pipelines.splits import stratified_split
 
 
@@ -22,7 +22,7 @@ def fold_of_rows(
 
     Args:
         sources: What to deal out.
-        photos: Path of a crop → its photo, see `read_photos`. What is not in it is a photo of its own.
+        photos: Path of a crop → its photo, see `read_photos`; where it is empty each crop is a photo of its own.
         folds: Number of folds, at least 2.
         seed: Another seed gives other folds.
 
@@ -31,8 +31,8 @@ def fold_of_rows(
     """
     samples = np.concatenate([getattr(source, "sample_ids", source.ids) for source in sources])
     original = np.concatenate([_copies(source) == 0 for source in sources])
-    names = [name for source in sources for name in _names(source)]
-    groups = {int(samples[row]): photos.get(names[row], names[row]) for row in np.flatnonzero(original)}
+    names = [name for source in sources for name in _photos(source, photos)]
+    groups = {int(samples[row]): names[row] for row in np.flatnonzero(original)}
     labels = np.concatenate([source.labels for source in sources])
     chosen = np.flatnonzero(original)
     fractions = {str(number): 1.0 / folds for number in range(folds)}
@@ -41,25 +41,37 @@ def fold_of_rows(
     return np.array([by_sample[sample] for sample in samples.tolist()], np.int64), original
 
 
+def _photos(source: Source, photos: dict[str, str]) -> list[str]:
+    """For each row its photo."""
+    if isinstance(source, AnnotationSource):  # it knows
+        return [candidate.photo.name for candidate in source.candidates]
+    return [_photo(name, photos) for name in _names(source)]
+
+
+def _photo(name: str, photos: dict[str, str]) -> str:
+    if not photos:
+        return name
+    if name not in photos:
+        raise UsageError(f"--data.groups does not say which photo {name} is from; give the {TABLE_FILE} of these crops")
+    return photos[name]
+
+
 def _copies(source: Source) -> NDArray[np.int64]:
     copies: NDArray[np.int64] = getattr(source, "copies", np.zeros(len(source.labels), np.int64))
     return copies
 
 
 def _names(source: Source) -> list[str]:
-    """For each row its photo, where the source knows it, or the path of the crop as `crops.json` has it."""
-    if isinstance(source, AnnotationSource):
-        return [candidate.photo.name for candidate in source.candidates]
+    """For each row its photo, where the source knows it, or the path of the crop below its split."""
     if isinstance(source, FolderSource):
-        split = f"{source.root.name}/" if source.root.name in SPLITS else ""
-        return [f"{split}{file}" for file in source.files]
+        return list(source.files)
     if isinstance(source, CacheSource):
         return [source.record(row).source for row in range(len(source.labels))]
     return [f"{sample:016x}" for sample in source.ids.tolist()]
 
 
 def read_photos(path: Path | None) -> dict[str, str]:
-    """Which photo each crop was cut from.
+    """Which photo each crop was cut from, by the path of the crop below its split.
 
     Args:
         path: `crops.json`, or the folder that holds it, from python -m augment_cache.crop; None for none.
@@ -72,7 +84,8 @@ def read_photos(path: Path | None) -> dict[str, str]:
     file = path / TABLE_FILE if path.is_dir() else path
     try:
         listed: list[Any] = json.loads(file.read_text(encoding="utf-8"))["crops"]
-        return {str(crop["file"]): str(crop["photo"]) for crop in listed}
+        # Without the split, which the sources' names do not have; an annotation has one crop, so names stay different.
+        return {str(crop["file"]).partition("/")[2]: str(crop["photo"]) for crop in listed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--data.groups {file} cannot be read ({error!r}); give the {TABLE_FILE} that python -m augment_cache.crop "

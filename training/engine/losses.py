@@ -171,7 +171,7 @@ def soft_targets(labels: Tensor, mix: Mix | None, like: Tensor) -> Tensor:
         [k, classes]; rows sum to 1.
     """
     own = torch.zeros_like(like, requires_grad=False).scatter_(1, labels[:, None], 1.0)
-    if mix is None:
+    if mix is None or not len(labels):
         return own
     return torch.lerp(own[torch.from_numpy(mix.partners).to(labels.device)], own, mix.share)
 

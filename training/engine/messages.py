@@ -1,7 +1,8 @@
 """What a run says about itself: lines of progress, lines of epochs."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ import torch
 from pipelines.console.output import human_bytes
 from training.engine.metrics import Scores
 from training.engine.state import RunState
+from training.engine.watch import Trouble
+
+SHOWN = 8
+"""Samples that a message names."""
 
 
 def where(state: RunState, steps: int, epochs: int) -> str:
@@ -72,6 +77,29 @@ def epoch_text(line: Mapping[str, Any], epochs: int, *, better: bool) -> str:
         f"epoch {line['epoch']}/{epochs} · loss {line['train_loss']:.3f} · {scores}"
         f"{line['images_per_second']:,.0f} images/s · waited for data {wait:.0f} %"
     )
+
+
+def trouble_text(
+    trouble: Trouble | None, names: Sequence[str], state: RunState, checkpoints: Sequence[Path], best: Path | None
+) -> str:
+    """Why a run gives up, of which samples, and what is still good.
+
+    Args:
+        trouble: What this process saw; None if it was another one, or only the weights are wrong.
+        names: Of the samples of that step.
+        state: Of the run.
+        checkpoints: Those that there are, oldest first.
+        best: The best model so far.
+    """
+    good = f"The last good checkpoint is {checkpoints[-1]}" if checkpoints else "There was no checkpoint yet"
+    if best is not None:
+        good += f", the best model (of epoch {state.best_epoch}) {best}"
+    cure = f"lower --optimizer.lr, or set --optimizer.clip_norm or --loss_limit. {good}"
+    if trouble is None:
+        return f"after step {state.step} weights or losses are no numbers, here or in another process; {cure}"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    shown = ", ".join(names[:SHOWN])
+    return f"the training loss of step {trouble.step} is {trouble.loss:.4g}, for the samples {shown}{more}; {cure}"
 
 
 def memory(device: torch.device) -> int:

@@ -111,6 +111,12 @@ class Council:
         return Wish(int(self._wish[0]))
 
 
+def requeues() -> int:
+    """How often Slurm has started this job again."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
 def preempted(received: signal.Signals | None, run: object, max_requeues: int) -> PreemptedError:
     """What to end with after the run has been saved (or could not be).
 
@@ -120,13 +126,13 @@ def preempted(received: signal.Signals | None, run: object, max_requeues: int) -
         max_requeues: Beyond so many restarts by Slurm (SLURM_RESTART_COUNT) no further one is asked for.
     """
     cause = received.name if received is not None else "a signal to another process"
+    again = f"run the same command again, without --overwrite, to go on with {run}"
     if received == signal.SIGINT:
-        return PreemptedError(f"interrupted; run the same command again to go on with {run}", 130)
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return PreemptedError(f"interrupted; {again}", 130)
+    restarts = requeues()
     if restarts >= max_requeues:
         return PreemptedError(
-            f"stopped by {cause} after {restarts} restarts, the most that --max_requeues {max_requeues} allows; run "
-            f"the same command again to go on with {run}",
+            f"stopped by {cause} after {restarts} restarts, all that --max_requeues {max_requeues} allows; {again}",
             1,
         )
-    return PreemptedError(f"stopped by {cause}; run the same command again to go on with {run}")
+    return PreemptedError(f"stopped by {cause}; {again}")

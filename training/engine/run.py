@@ -8,8 +8,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -20,16 +20,19 @@ from pipelines.console.output import say
 from pipelines.console.progress import ProgressMeter
 from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.loader import Batch, Loader
+from training.engine.agree import agreeing
 from training.engine.checkpoint import Checkpoints
 from training.engine.config import RunConfig
-from training.engine.folder import BEST_NAME, LAST_NAME, begin, plain
+from training.engine.fingerprints import data_fingerprint, network_fingerprint
+from training.engine.folder import BEST_NAME, LAST_NAME, begin, hold, let_go, plain
 from training.engine.loop import Trainer
-from training.engine.messages import epoch_line, epoch_text, memory, progress_text, where
+from training.engine.messages import epoch_line, epoch_text, memory, progress_text, trouble_text, where
 from training.engine.metrics import Scores
 from training.engine.preemption import Council, StopSignals, Wish, preempted
+from training.engine.snapshot import restore, snapshot
 from training.engine.state import RunState
 from training.engine.tracking import RunLog, names_in
-from training.engine.watch import SHOWN, LossWatch, Trouble
+from training.engine.watch import LossWatch, Trouble
 from training.model.model_file import ModelCard, save_state
 
 LOOK_EVERY_ON_GPU = 50
@@ -71,6 +74,7 @@ class Run:
         self.steps = len(self.train_loader) // config.accumulate
         self.checkpoints = Checkpoints(config.out, config.save.keep)
         self.data = data_fingerprint(self.card, self.train_loader, self.val_loader)
+        self.network = network_fingerprint(self.card)
         limit = config.loss_limit * math.log(max(len(self.card.classes), 2)) if config.loss_limit else math.inf
         on_gpu = self.accelerator.device.type == "cuda"
         self._watch = LossWatch(min(limit, sys.float_info.max), LOOK_EVERY_ON_GPU if on_gpu else 1)
@@ -96,22 +100,44 @@ class Run:
             ProblemFoundError: The loss cannot be right.
             OSError: The end of the run could not be saved.
         """
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        with agreeing(self.accelerator):
+            if checkpoint is not None:
+                self._restore(checkpoint)
+        lock = None
+        try:
+            with agreeing(self.accelerator):
+                if self.main:
+                    lock = hold(self.config.out)
+                    self._begin(fresh=checkpoint is None)
+            return self._fit()
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            raise ProblemFoundError(
+                f"a process of this run has ended ({error}); see its own message, then run the same command again"
+            ) from error
+        finally:
+            if lock is not None:
+                self._log.close()
+                let_go(self.config.out, lock)
+
+    def _begin(self, *, fresh: bool) -> None:
+        """Prepare the folder, and say what begins. First process only."""
+        config, state = self.config, self.state
+        begin(config, state.step, fresh=fresh)
+        self._log.begin(state.log, state.step, fresh=fresh)
+        world, samples = self.accelerator.num_processes, len(self.train_loader.source.labels)
+        say(
+            f"{self.name}: {samples:,} samples, {self.steps:,} steps an epoch, {world} process{'es' * (world > 1)} on "
+            f"{self.accelerator.device.type}"
+        )
+        if fresh:  # shows at once whether there is room, and a run that is killed soon can go on
+            self.checkpoints.save(0, self._snapshot())
+        else:
+            say(f"{self.name}: resuming {config.out} {where(state, self.steps, config.schedule.epochs)}")
+
+    def _fit(self) -> dict[str, Any]:
         state, began_at, began = self.state, self.state.step, time.monotonic()
-        if self.main:
-            begin(self.config, fresh=checkpoint is None)
-            self._log.begin(state.log, state.step, fresh=checkpoint is None)
-            world, steps = self.accelerator.num_processes, f"{self.steps:,} steps an epoch"
-            samples = len(self.train_loader.source.labels)
-            say(
-                f"{self.name}: {samples:,} samples, {steps}, {world} process{'es' * (world > 1)} on "
-                f"{self.accelerator.device.type}"
-            )
-            if checkpoint is None:  # shows at once whether there is room, and a run that is killed soon can go on
-                self.checkpoints.save(0, self._snapshot())
-            else:
-                say(f"{self.name}: resuming {self.config.out} {where(state, self.steps, self.config.schedule.epochs)}")
         left = 0 if state.stopped else self.config.schedule.epochs * self.steps - state.step
         try:
             with ProgressMeter(self.name, left, "steps", enabled=self.main) as progress:
@@ -122,9 +148,6 @@ class Run:
                 self._save(final=True)
         except _Stopped:
             self._stop()
-        finally:
-            if self.main:
-                self._log.close()
         self.accelerator.wait_for_everyone()
         images = (state.step - began_at) * self.config.data.batch_size
         return self._report(began_at, images, time.monotonic() - began) if self.main else {}
@@ -170,9 +193,8 @@ class Run:
         step, watch = self.state.step, self._watch
         trouble = watch.add(step, share * self.accelerator.num_processes, rows)
         self._trouble = self._trouble or trouble
-        if self.main and step % LOOK_EVERY_ON_GPU == 0:
-            rate = {"train/loss": watch.latest, "train/lr": self.trainer.schedule.rate}
-            self._log.numbers(rate, step)
+        if self.main and step % LOOK_EVERY_ON_GPU == 0 and not math.isnan(watch.latest):
+            self._log.numbers({"train/loss": watch.latest, "train/lr": self.trainer.schedule.rate}, step)
 
     def _wish(self) -> Wish:
         """What this process wants before a step."""
@@ -205,6 +227,8 @@ class Run:
         scores, val_loss = None, None
         if self.val_loader is not None:
             scores, val_loss = self.trainer.evaluate(self.val_loader, len(self.card.classes), self._pause)
+            if not math.isfinite(val_loss):
+                self._give_up()
         better = scores is None or scores.macro_f1 > state.best_macro_f1 + self._min_delta()
         line = epoch_line(state, self.steps, self._images, self.trainer.schedule.rate, scores, val_loss)
         line["memory_bytes"] = memory(self.accelerator.device)
@@ -224,7 +248,7 @@ class Run:
             say(epoch_text(line, self.config.schedule.epochs, better=better and scores is not None))
             if state.stopped:
                 say(f"{self.name}: no better macro F1 for {patience} epochs; stopping")
-            self._say_skipped()
+        self._say_skipped()
         state.loss = state.seconds = state.data_wait = 0.0
         self._loss.zero_()
 
@@ -262,9 +286,14 @@ class Run:
         self._trouble = self._trouble or self._watch.look()
         own = torch.stack([self._loss, torch.full_like(self._loss, float(self._trouble is not None))])
         total, troubles = self.accelerator.reduce(own, "sum").tolist()
-        if troubles or not math.isfinite(total):
+        if troubles or not math.isfinite(total) or not self._is_finite():
             self._give_up()
         return float(total)
+
+    def _is_finite(self) -> bool:
+        """Whether every weight is a number; the same on all processes."""
+        tensors = [value for value in self.trainer.plain.state_dict().values() if value.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in tensors]).all())
 
     def _save(self, *, final: bool = False) -> None:
         """Write model files and a checkpoint. Only at the end of the run is a failure an error."""
@@ -305,35 +334,22 @@ class Run:
         self.checkpoints.save(self.state.step, self._snapshot())
 
     def _snapshot(self) -> dict[str, Any]:
-        trainer, scaler = self.trainer, self.accelerator.scaler
-        return {
-            "state": asdict(self.state),
-            "data": self.data,
-            "loader": self.train_loader.state_dict(),
-            "model": trainer.plain.state_dict(),
-            "ema": trainer.ema.module.state_dict() if trainer.ema is not None else None,
-            "optimizer": trainer.optimizer.state_dict(),
-            "schedule": trainer.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        return {"data": self.data, "network": self.network, **snapshot(self.state, self.trainer, self.train_loader)}
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        out = self.config.out
+        cure = "choose another --out, or give --overwrite true to start anew"
         if checkpoint["data"] != self.data:
+            raise UsageError(f"{self.config.data.path} is not the data that {out} was begun with; {cure}")
+        if checkpoint["network"] != self.network:
+            name = self.card.architecture
+            raise UsageError(f"{name} is not what it was when {out} was begun: its definition has changed; {cure}")
+        try:
+            self.state = restore(checkpoint, self.trainer, self.train_loader)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{self.config.data.path} is not the data that {self.config.out} was begun with; choose another "
-                "--out, or give --overwrite true to start anew"
-            )
-        trainer = self.trainer
-        self.state = RunState(**checkpoint["state"])
-        self.train_loader.load_state_dict(checkpoint["loader"])
-        trainer.plain.load_state_dict(checkpoint["model"])
-        if trainer.ema is not None:
-            trainer.ema.module.load_state_dict(checkpoint["ema"])
-        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-        trainer.schedule.load_state_dict(checkpoint["schedule"])
-        trainer.schedule.set(max(self.state.step - 1, 0))
-        if checkpoint["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+                f"the checkpoint of {out} does not fit the network ({error}); was timm or torch updated? {cure}"
+            ) from error
         if self.main:  # the others' shares are in it
             self._loss.fill_(self.state.loss)
 
@@ -344,20 +360,14 @@ class Run:
         raise preempted(self.signals.received, self.config.out, self.config.max_requeues)
 
     def _give_up(self) -> NoReturn:
-        """The loss cannot be right: say of which samples, and what is still good."""
-        last = self.checkpoints.paths()
-        good = f"The last good checkpoint is {last[-1]}" if last else "There was no checkpoint yet"
-        cure = "lower --optimizer.lr, or set --optimizer.clip_norm or --loss_limit"
-        trouble = self._trouble
-        if trouble is None:
-            raise ProblemFoundError(f"the loss of another process cannot be right; {cure}. {good}")
-        source = self.train_loader.source
-        names = [source.describe(int(row)) for row in trouble.rows[:SHOWN]]
-        more = f" and {len(trouble.rows) - SHOWN} more" if len(trouble.rows) > SHOWN else ""
-        raise ProblemFoundError(
-            f"the training loss of step {trouble.step} is {trouble.loss:.4g}, for the samples {', '.join(names)}{more}"
-            f"; {cure}. {good}"
-        )
+        """Weights or losses cannot be right: say of which samples, and what is still good."""
+        if self.main and self._best is not None:  # with other options it cannot be made again
+            with suppress(OSError):
+                save_state(self.config.out / BEST_NAME, self._best, self._best_card)
+        trouble, describe = self._trouble, self.train_loader.source.describe
+        names = [] if trouble is None else [describe(int(row)) for row in trouble.rows]
+        best = self.config.out / BEST_NAME if self.state.best_epoch else None
+        raise ProblemFoundError(trouble_text(trouble, names, self.state, self.checkpoints.paths(), best))
 
     def _report(self, began_at: int, images: int, seconds: float) -> dict[str, Any]:
         state, validated = self.state, self.val_loader is not None
@@ -373,13 +383,3 @@ class Run:
             "images_per_second": round(images / seconds, 1) if images else None,
             "resumed_at": began_at,
         }
-
-
-def data_fingerprint(card: ModelCard, *loaders: Loader | None) -> str:
-    """What a run sees: going on with other images, labels or augmentations would not be the same run."""
-    digest = sha256(repr([card.classes, card.size, card.fit]).encode())
-    for loader in loaders:
-        if loader is not None:
-            digest.update(loader.source.fingerprint.encode())
-            digest.update(repr(loader.options.policy).encode())
-    return digest.hexdigest()

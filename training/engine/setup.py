@@ -1,22 +1,25 @@
 """From options and a network to a run: what train, distill and every fine-tuning have in common."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipelines.console.job import quiet_libraries
 from pipelines.console.output import say
 from pipelines.errors import UsageError
 from pipelines.sources import Source
 from pipelines.tensors import TensorFormat
+from training.engine.agree import agreeing
 from training.engine.config import RunConfig
 from training.engine.data import Process, make_loaders, process_of
 from training.engine.loop import Objective, Supervised, Trainer
@@ -95,6 +98,22 @@ def start(config: RunConfig) -> Machine:
     return Machine(accelerator, process)
 
 
+def _check_batch_statistics(model: nn.Module, frozen: Sequence[nn.Module], config: RunConfig, world: int) -> None:
+    """Batch normalisation has no statistics of one image.
+
+    Raises:
+        UsageError: A process would get one image at a time.
+    """
+    still = {id(module) for part in frozen for module in part.modules()}
+    named, size = model.named_modules(), config.data.batch_size
+    norms = [name for name, module in named if isinstance(module, _BatchNorm) and id(module) not in still]
+    if norms and size // config.accumulate < 2 * world:
+        raise UsageError(
+            f"--data.batch_size {size} in --accumulate {config.accumulate} parts for {world} processes is one image at "
+            f"a time, of which batch normalisation ({norms[0]}) has no statistics; take a larger batch or fewer parts"
+        )
+
+
 def processes_asked_for(command: Sequence[str]) -> int:
     """How many processes an `accelerate launch` was told to start; 1 if it was told nothing, or is another command."""
     for place, word in enumerate(command):
@@ -137,18 +156,18 @@ def assemble(
     Raises:
         UsageError: The options cannot be carried out.
     """
-    accelerator, card, model = machine.accelerator, network.card, network.model
+    accelerator, card = machine.accelerator, network.card
     wanted = TensorFormat("float32", card.mean, card.std, channels_last=network.channels_last)
-    loss = make_loss(config.loss, sources[0].labels, len(card.classes), accelerator.device)
-    frozen = freeze(model, network.freeze)
-    if network.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model.to(accelerator.device)
-    if network.sync_batchnorm and machine.process.world > 1:
-        model = synchronise(model, accelerator.device)
-    optimizer = make_optimizer(model, config.optimizer)
-    ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
-    train_loader, val_loader = make_loaders(config, machine.process, sources, wanted)
+    with agreeing(accelerator):  # preparing asks all processes
+        labels = sources[0].labels
+        met = (
+            np.unique(labels) if config.data.order == "balanced" else labels
+        )  # there all classes are met equally often
+        loss = make_loss(config.loss, met, len(card.classes), accelerator.device)
+        model, frozen = _placed(config, machine, network)
+        optimizer = make_optimizer(model, config.optimizer)
+        ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
+        train_loader, val_loader = make_loaders(config, machine.process, sources, wanted)
     try:
         faster = torch.compile(model) if network.compile else model
         prepared, prepared_optimizer = accelerator.prepare(faster, optimizer)
@@ -170,9 +189,14 @@ def assemble(
         raise
 
 
-def fit(run: Run, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Run it and tidy up; see `Run.fit`."""
-    try:
-        return run.fit(checkpoint)
-    finally:
-        run.train_loader.engine.close()
+def _placed(config: RunConfig, machine: Machine, network: Network) -> tuple[nn.Module, list[nn.Module]]:
+    """The network on its device, in its memory format; and its frozen parts."""
+    model, device = network.model, machine.accelerator.device
+    frozen = freeze(model, network.freeze)
+    synced = network.sync_batchnorm and machine.process.world > 1
+    if not synced:
+        _check_batch_statistics(model, frozen, config, machine.process.world)
+    if network.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model.to(device)
+    return (synchronise(model, device) if synced else model), frozen

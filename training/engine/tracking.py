@@ -115,7 +115,9 @@ class RunLog:
         if self._use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=step if step else None)
+            kept = bool(lines) and lines[-1]["step"] == step  # the last event stands, unless it is of a lost future
+            first = (step + 1 if kept else step) if step else None
+            self._tensorboard = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=first)
         if self._others:
             self._begin_others(run["id"])
 
@@ -164,7 +166,8 @@ class RunLog:
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._others:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # end_training() would end the other processes' group, too
+                tracker.finish()
 
 
 def _jsonl(lines: Sequence[Mapping[str, Any]]) -> str:

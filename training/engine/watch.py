@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SHOWN = 8
-
 
 class Trouble(NamedTuple):
     """A step whose loss cannot be right."""

@@ -7,20 +7,24 @@ import torch
 from torch import nn
 
 from pipelines.errors import UsageError
-from training.model.create import load_state, load_weights
-from training.model.model_file import find_model
+from training.model.classifier import classifier_names
+from training.model.create import load_state, read_state_dict
+from training.model.model_file import find_model, read_card
 
 HUB = "pretrained"
 
 
-def start_from(model: nn.Module, name: str, weights: str | None) -> None:
+def start_from(model: nn.Module, name: str, weights: str | None, classes: tuple[str, ...]) -> None:
     """Give a fresh model the weights that it is to start from; its classifier keeps its own where classes differ.
+
+    Where a file does not say what its classes are, as many are taken for the same.
 
     Args:
         model: From `create_model`.
         name: The name it was made by.
         weights: `pretrained` for what timm's hub has under that name (downloaded, or from its cache), a state dict, a
             model file or a run folder; None leaves the model as it is.
+        classes: What the model is to tell apart.
 
     Raises:
         UsageError: There are no such weights, or they do not fit.
@@ -30,7 +34,20 @@ def start_from(model: nn.Module, name: str, weights: str | None) -> None:
     if weights == HUB:
         load_state(model, _from_hub(name), f"timm's hub for {name}")
     else:
-        load_weights(model, find_model(Path(weights)))
+        path = find_model(Path(weights))
+        state = read_state_dict(path)
+        if _classes_of(path) not in (None, classes):
+            heads = tuple(f"{head}." for head in classifier_names(model))
+            state = {key: value for key, value in state.items() if not key.startswith(heads)}
+        load_state(model, state, str(path))
+
+
+def _classes_of(path: Path) -> tuple[str, ...] | None:
+    """The classes of a model file; None if it is another file."""
+    try:
+        return read_card(path).classes
+    except UsageError:
+        return None
 
 
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
