@@ -265,7 +265,7 @@ class Loader:
 
     def _batch(self, rendered: Rendered, step: "_Step", listed: set[int]) -> Batch:
         pixels, rows, real = rendered.pixels[0], step.rows, step.real
-        places = np.arange(len(rows))
+        places = whole = np.arange(len(rows))
         if rendered.errors:
             self._report(rows[:real], rendered.errors, listed)
             whole = np.setdiff1d(places, list(rendered.errors))
@@ -278,7 +278,9 @@ class Loader:
         mix = None
         if self.options.mix.active:
             size = self.engine.spec.size
-            mix = draw_mix(self.options.mix, places, size, seed=self.options.seed, epoch=step.epoch, number=step.begin)
+            mix = draw_mix(self.options.mix, whole, size, seed=self.options.seed, epoch=step.epoch, number=step.begin)
+            alone = np.arange(len(whole), len(places))  # nobody's partner
+            mix = mix._replace(partners=np.concatenate([mix.partners, alone]))
             images = mixed(images, mix)
         labels = torch.from_numpy(self.source.labels[rows]).to(pixels.device)
         return Batch(images, labels, rows, real, mix)

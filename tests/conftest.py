@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: threads that spin while they wait take ten times as long where others use the cores, too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def _data_folder(name: str, evidence: str) -> Path:
     """The folder `name` of the real data, or a skipped test that says what is missing where."""

@@ -168,6 +168,19 @@ def test_who_loses_the_partner_is_not_mixed(engines, world):
                 assert torch.equal(image, wanted[row][0])
 
 
+def test_two_images_stay_where_all_but_one_were_skipped(engines):
+    """Batch normalisation has no statistics of one image."""
+    for damaged, real in ((range(1, 8), 1), (range(8), 0)):
+        source = MemorySource(8, damaged=damaged)
+        (rank,) = skipping(source, engines("cpu"), batch_size=8, mix=MIX, dtype="float32")
+        (batch,) = rank
+        assert (len(batch.images), len(batch.rows), batch.real) == (2, 2, real)
+        assert batch.mix.partners.tolist() == [0, 1]
+        assert batch.rows[:real].tolist() == [0][:real]
+        (alone,) = skipping(source, engines("cpu"), batch_size=8, train=False)
+        assert [len(batch.images) for batch in alone] == [1]
+
+
 def test_what_was_skipped_counts_for_the_position(engines):
     source = MemorySource(COUNT, damaged=[1, 2, 3, 4, 5])
     whole = steps(skipping(source, engines("cpu"), batch_size=5))

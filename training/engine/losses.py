@@ -173,7 +173,10 @@ def soft_targets(labels: Tensor, mix: Mix | None, like: Tensor) -> Tensor:
     own = torch.zeros_like(like, requires_grad=False).scatter_(1, labels[:, None], 1.0)
     if mix is None or not len(labels):
         return own
-    return torch.lerp(own[torch.from_numpy(mix.partners).to(labels.device)], own, mix.share)
+    partners = torch.from_numpy(mix.partners[: len(labels)]).to(
+        labels.device
+    )  # behind them are images that count nothing
+    return torch.lerp(own[partners], own, mix.share)
 
 
 def smoothed(targets: Tensor, share: float) -> Tensor:
