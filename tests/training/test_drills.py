@@ -100,26 +100,18 @@ def test_sigterm_in_training_evaluation_and_checkpoint(processes, cache, undistu
     assert_same(options.out, undisturbed)
 
 
-def test_the_disk_is_full(as_root, processes, cache, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("plan", "status"), [(None, 1), (("step", 26, signal.SIGUSR1), 75)], ids=["at the end", "when told to stop"]
+)
+def test_the_disk_is_full(as_root, processes, cache, undisturbed, tmp_path, plan, status):
     if not as_root:
         return
     options = drilled(cache, tmp_path / "disk" / "run", save=SaveConfig(steps=3))
     with small_disk(tmp_path / "disk", 1400) as resize:
         # Room for a checkpoint or two, but not for all that the end of the run wants.
-        assert processes(options) == 1
+        assert processes(options, plan) == status
         left = [path for path in options.out.rglob("*") if path.is_file()]
         assert not [path for path in left if ".partial-" in path.name]
-        resize(20_000)
-        assert processes(options) == 0
-        assert_same(options.out, undisturbed)
-
-
-def test_the_disk_is_full_when_the_run_is_told_to_stop(as_root, processes, cache, undisturbed, tmp_path):
-    if not as_root:
-        return
-    options = drilled(cache, tmp_path / "disk" / "run", save=SaveConfig(steps=3))
-    with small_disk(tmp_path / "disk", 1400) as resize:
-        assert processes(options, ("step", 26, signal.SIGUSR1)) == 75
         resize(20_000)
         assert processes(options) == 0
         assert_same(options.out, undisturbed)

@@ -284,7 +284,6 @@ def test_training_on_all_data_keeps_the_last_epoch(cache, tmp_path, train_on):
         ({"accumulate": 3}, "--data.batch_size 16 cannot be cut into --accumulate 3"),
         ({"save": SaveConfig(keep=0)}, "--save.keep must be above 0"),
         ({"stop": StopConfig(patience=-1)}, "--stop.patience"),
-        ({"mix": MixConfig(mixup=-1)}, "--mix.mixup"),
         ({"ema": EmaConfig(decay=1.0)}, "--ema.decay"),
         ({"trackers": "nosuch"}, "--trackers nosuch is none of"),
         ({"trackers": "comet_ml"}, "--trackers comet_ml needs a package"),
@@ -300,6 +299,11 @@ def test_options_that_make_no_sense(cache, tmp_path, changes, words, monkeypatch
     with pytest.raises(UsageError, match=words):
         train(config(cache, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_mixing_that_makes_no_sense():
+    with pytest.raises(UsageError, match=r"--mix\.mixup must be 0"):
+        MixConfig(mixup=-1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
+from pipelines.mix import MixOptions
 from pipelines.resident import ResidentMode
 from training.engine.losses import LossConfig
 from training.engine.optimization import OptimizerConfig, ScheduleConfig
@@ -98,7 +99,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig:
+class MixConfig(MixOptions):
     """Mixup and CutMix, of pairs of images within a batch.
 
     Args:
@@ -108,10 +109,11 @@ class MixConfig:
         switch: Share of those that get CutMix, where both are on.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    probability: float = 1.0
-    switch: float = 0.5
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"--mix.{error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +231,6 @@ class RunConfig:
             "--data.threads": (self.data.threads, 0, 4096),
             "--data.folds": (self.data.folds, 0, 1000),
             "--data.resident_share": (self.data.resident_share, 1e-6, 1),
-            "--mix.mixup": (self.mix.mixup, 0, 100),
-            "--mix.cutmix": (self.mix.cutmix, 0, 100),
-            "--mix.probability": (self.mix.probability, 0, 1),
-            "--mix.switch": (self.mix.switch, 0, 1),
             "--ema.decay": (self.ema.decay, 0, 0.999999),
             "--stop.patience": (self.stop.patience, 0, 1e6),
             "--stop.min_delta": (self.stop.min_delta, 0, 1),

@@ -1,7 +1,7 @@
 """From the data options of a run to its loaders."""
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pipelines.engines.choose import DeviceName, EngineName, make_engine
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
 from pipelines.loader import Loader, LoaderOptions
-from pipelines.mix import MixOptions
 from pipelines.opening import OpenOptions, open_with, wanted_splits
 from pipelines.plan import View
 from pipelines.resident import ResidentOptions, make_resident
@@ -139,7 +138,7 @@ def _fold(config: DataConfig) -> tuple[Source, Source]:
 
 
 def make_loaders(
-    config: RunConfig, process: Process, sources: tuple[Source, Source | None], format: TensorFormat
+    config: RunConfig, process: Process, sources: tuple[Source, Source | None], spec: RenderSpec, format: TensorFormat
 ) -> tuple[Loader, Loader | None]:
     """Loaders of what to learn from and what to validate on. They share an engine, which is the caller's to close.
 
@@ -147,6 +146,7 @@ def make_loaders(
         config: Options of the run.
         process: Its place among the others.
         sources: From `training_sources`.
+        spec: Size and fit of the images.
         format: What the network wants.
 
     Raises:
@@ -156,7 +156,6 @@ def make_loaders(
     policy = load_policy(data.augment) if data.augment else None
     view = View(flip=data.flip, min_area=data.min_area)
     resident = ResidentOptions(mode=data.resident, share=data.resident_share, processes=process.local_world)
-    spec = RenderSpec(*image_shape(data.path, data.size))
     engine = make_engine(data.engine, spec, device=process.device, threads=process.threads(data.threads))
     evaluation = LoaderOptions(
         batch_size=data.batch_size,
@@ -174,7 +173,7 @@ def make_loaders(
             order=data.order,
             view=view,
             policy=policy,
-            mix=MixOptions(**asdict(config.mix)),
+            mix=config.mix,
         )
         here = [source for source in sources if source is not None]
         here = make_resident(here, engine, view=view, plain=policy is None, options=resident, show=process.rank == 0)

@@ -66,7 +66,8 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose another")
     checkpoints = Checkpoints(out, config.save.keep)
-    requeued = bool(checkpoints.paths()) and requeues() > 0 and not _difference(_saved_options(out), plain(config))
+    # Slurm repeats the command as it was, whatever it says about old runs.
+    requeued = bool(checkpoints.paths()) and requeues() > 0 and not _changes(config)
     if config.overwrite and not requeued:
         return None
     if not checkpoints.paths():
@@ -77,10 +78,11 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
                 "to replace it"
             )
         return None
-    if config.resume == "never" and not requeued:
+    if requeued:
+        return checkpoints.load(warn)
+    if config.resume == "never":
         raise UsageError(f"{out} holds a run already; choose another --out or give --overwrite true")
-    difference = _difference(_saved_options(out), plain(config))
-    if difference:
+    if difference := _changes(config):
         raise UsageError(
             f"{out} holds a run with other options ({difference}); choose another --out, or give --overwrite true to "
             "start anew"
@@ -93,6 +95,11 @@ def _finished_epochs(out: Path) -> bool:
     if metrics.is_file() and metrics.stat().st_size > 0:
         return True
     return any((out / name).exists() for name in (BEST_NAME, "resume.pt"))
+
+
+def _changes(config: RunConfig) -> str:
+    """The first option in which the run in the folder differs, in words; empty if none does."""
+    return _difference(_saved_options(config.out), plain(config))
 
 
 def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
@@ -120,8 +127,8 @@ def hold(out: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise UsageError(f"{out} is being trained by another process; wait until it has ended, or stop it") from error
-    except OSError:  # a file system without locks
-        return descriptor
+    except OSError:
+        pass  # a file system without locks
     return descriptor
 
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipelines.console.job import quiet_libraries
 from pipelines.console.output import say
+from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
 from pipelines.sources import Source
 from pipelines.tensors import TensorFormat
@@ -167,7 +168,9 @@ def assemble(
         model, frozen = _placed(config, machine, network)
         optimizer = make_optimizer(model, config.optimizer)
         ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
-        train_loader, val_loader = make_loaders(config, machine.process, sources, wanted)
+        train_loader, val_loader = make_loaders(
+            config, machine.process, sources, RenderSpec(card.size, card.fit), wanted
+        )
     try:
         faster = torch.compile(model) if network.compile else model
         prepared, prepared_optimizer = accelerator.prepare(faster, optimizer)
