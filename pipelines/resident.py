@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.console.progress import ProgressMeter
-from pipelines.engines.base import DeviceRows, Engine, Job, Stack
+from pipelines.engines.base import Engine, Job, Stack
+from pipelines.engines.device import DeviceRows
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.plan import PLAIN_VIEW, View, nothing
 from pipelines.sources import Lazy, Source

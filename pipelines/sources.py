@@ -256,16 +256,35 @@ def open_folder(root: Path, classes: Sequence[str] | None = None, *, allow_empty
     return FolderSource(root, wanted, tuple(files), np.array(labels, np.int64), ids)
 
 
+def list_images(root: Path) -> list[str]:
+    """Relative paths of all images in a folder, at any depth, sorted.
+
+    Raises:
+        UsageError: No such folder, nothing in it, or a link that leaves it.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; give a folder of images")
+    found = _images_below(root, "")
+    if not found:
+        raise UsageError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
 def _images(root: Path, class_name: str) -> list[str]:
     """Relative paths of the images of a class, at any depth, sorted."""
     _refuse_stray_link(root, root / class_name)
+    return _images_below(root, f"{class_name}/")
+
+
+def _images_below(root: Path, start: str) -> list[str]:
+    """Relative paths of the images below a folder whose own path is empty or ends in a slash, sorted."""
     found: list[str] = []
-    folders = [class_name]
+    folders = [start]
     while folders:
         below = folders.pop()
         with os.scandir(root / below) as entries:
             for entry in entries:
-                _sort_in(root, f"{below}/{entry.name}", entry, found, folders)
+                _sort_in(root, f"{below}{entry.name}", entry, found, folders)
     return sorted(found)
 
 
@@ -276,7 +295,7 @@ def _sort_in(root: Path, name: str, entry: "os.DirEntry[str]", found: list[str],
     if entry.is_dir():
         if entry.is_symlink():
             raise UsageError(f"{entry.path} is a link to a folder, which is not followed; copy the folder")
-        folders.append(name)
+        folders.append(f"{name}/")
     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - fast
         if entry.is_symlink():
             _refuse_stray_link(root, Path(entry.path))

@@ -55,7 +55,12 @@ class TensorFormat:
     def _numbers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """1 / (255 std) and -mean / std, float32 [1, 3, 1, 1]."""
         if device not in self._placed:
-            scale = torch.tensor([1 / (255 * s) for s in self.std], device=device).view(1, -1, 1, 1)
-            offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device)
-            self._placed[device] = scale, offset.view(1, -1, 1, 1)
+            scale, offset = scale_and_offset(self.mean, self.std)
+            self._placed[device] = scale.to(device), offset.to(device)
         return self._placed[device]
+
+
+def scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std, float32 [1, 3, 1, 1]: a level times the one plus the other is normalised."""
+    scale = torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1)
+    return scale, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)

@@ -63,9 +63,14 @@ def test_the_jobs_are_these():
         "augment_cache.preview",
         "augment_cache.sample",
         "augment_cache.verify",
+        "compress.export",
         "pipelines.bench",
+        "training.compare",
         "training.evaluate",
+        "training.latency",
         "training.models",
+        "training.predict",
+        "training.score",
         "training.train",
     ]
 
@@ -88,7 +93,7 @@ def test_help_teaches_with_an_example(job):
 def test_recipes_are_complete_and_valid():
     from jsonargparse import Namespace
 
-    from pipelines.console.job import make_parser, parse
+    from pipelines.console.parser import make_parser, parse
     from training.engine.config import TrainConfig
 
     recipes = sorted((ROOT / "training" / "recipes").glob("*.yaml"))

@@ -1,12 +1,15 @@
-"""Evaluate a model: macro F1, F1 per class, confusion matrix, MACs, parameters."""
+"""Evaluate a model: macro F1 and how sure it is, confusion, calibration, MACs, latency, competition scores, rules."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
 
 from pipelines.console.files import write_bytes, write_json
 from pipelines.console.job import quiet_libraries, run_job
@@ -14,22 +17,42 @@ from pipelines.console.output import human_bytes, render_table, say
 from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
-from pipelines.errors import ProblemFoundError, UsageError
+from pipelines.errors import CorruptSampleError, ProblemFoundError, UsageError
 from pipelines.opening import OpenOptions
+from pipelines.sources import Source
 from pipelines.tensors import TensorFormat
 from training.engine.config import Precision
-from training.engine.data import make_test_loader, open_data, process_of
-from training.engine.loop import evaluate as evaluate_model
-from training.engine.metrics import Scores
+from training.engine.data import Process, make_test_loader, open_data, process_of
+from training.engine.loop import gather_predictions
+from training.measure.bootstrap import bootstrap_distribution, cliff_warning, percentile_interval
+from training.measure.calibration import calibration
+from training.measure.calibration_plot import draw_calibration
+from training.measure.competition_macs import count_competition_macs
 from training.measure.confusion_plot import draw_confusion
-from training.measure.macs import count_macs
-from training.model.model_file import ModelCard, find_model, load_model
+from training.measure.latency import measure_latency
+from training.measure.macs import UncountableError, count_macs
+from training.measure.predictions import Predictions, probabilities, write_predictions
+from training.measure.rules import check_rules
+from training.measure.score import ScorePreset, load_preset
+from training.measure.scoring import score_entry
+from training.model.card import ModelCard
+from training.model.create import create_model
+from training.model.deploy import strip_training_heads
+from training.model.model_file import find_model, load_model, rebuild
+from training.runtimes.base import Runtime
+from training.runtimes.onnx_runtime import OnnxRuntime
+from training.runtimes.pump import pump
+from training.runtimes.torch_runtime import TorchRuntime, torch_threads
 
 EXAMPLE = """
   python -m training.evaluate --model runs/train --data out/cache
-  python -m training.evaluate --model runs/train/best.safetensors --data out/cache --split val --json
+  python -m training.evaluate --model model.onnx --data out/cache --split val --json
   python -m training.evaluate --model runs/train --data out/cache --floor 0.5 || echo 'below 0.5'
 """
+
+REFERENCE = "mobilenetv3_small_050"
+"""What latency is compared with: everybody's smallest network, in eager torch, at the same size."""
+WARMUP = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +60,24 @@ class EvaluateConfig:
     """Options of the evaluate job.
 
     Args:
-        model: A run folder (its best model) or a model file.
+        model: A run folder (its best model), a model file, or an ONNX file that `compress.export` wrote.
         data: A cache, a folder of crops, or a folder of class folders. Copies in a cache are left out.
         split: Which split.
         floor: Exit with status 1 if macro F1 is below this.
-        batch_size: Images per step, over all processes together.
-        engine: Renders the images. auto is DALI on a GPU, the cpu engine otherwise.
-        out: Folder for evaluation_SPLIT.json and confusion_SPLIT.png; that of the model when absent.
+        batch_size: Images per step, over all processes together. An ONNX file takes one by one, as in prediction.
+        engine: Renders the images. auto is DALI on a GPU, the cpu engine otherwise; an ONNX file has the cpu engine.
+        out: Folder for evaluation_SPLIT.json, predictions_SPLIT.csv, confusion_SPLIT.png and calibration_SPLIT.png;
+            that of the model when absent.
         val: Share for validation, where data holds class folders without splits; as in training when absent.
         test: Share for the test, likewise.
         split_seed: Which of the possible splits, likewise.
         precision: no is float32; as in training when absent.
         allow_empty_classes: Accept classes without images.
+        presets: Competition scores to compute, names or YAML files with commas between them; see training.score.
+        seconds: Of the whole program, for scores of F1 and time: `all` in the timing record of training.predict.
+        resamples: Of the bootstrap, for the 95 % intervals of macro F1 and of the scores.
+        latency_rounds: Rounds in which the forward pass of one image is timed; 0 leaves it out.
+        threads: CPU threads of that pass.
     """
 
     model: Path
@@ -63,31 +92,113 @@ class EvaluateConfig:
     split_seed: int | None = None
     precision: Precision | None = None
     allow_empty_classes: bool = False
+    presets: str = "p4-2021,level3-2021"
+    seconds: float | None = None
+    resamples: int = 10_000
+    latency_rounds: int = 50
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"--batch_size must be at least 1, got {self.batch_size}")
+        least = {"batch_size": 1, "resamples": 100, "latency_rounds": 0, "threads": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UsageError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UsageError(f"--seconds must be above 0, got {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is evaluated.
+
+    Attributes:
+        path: Of its file.
+        card: Goes with it.
+        network: Without what only training used. Of an ONNX file: its architecture, with random weights.
+        onnx: The file in onnxruntime; None if it is a model file.
+    """
+
+    path: Path
+    card: ModelCard
+    network: nn.Module
+    onnx: OnnxRuntime | None
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate; exactly once per sample, over all processes.
 
     Returns:
-        The report, on the first process only. Keys: `model`, `data`, `split`; `macro_f1`, `accuracy`, `loss`,
-        `samples`; `per_class` {name: `precision`, `recall`, `f1`, `support`}; `confusion` (rows true, columns
-        predicted, in the order of `classes`); `classes`; `macs` and `parameters`; `input_size`; `bytes` of the model
-        file; `seconds`.
+        The report, on the first process only. Keys: `model`, `data`, `split`; `macro_f1`, `accuracy`, `loss` (mean
+        cross-entropy), `samples`; `macro_f1_low`, `macro_f1_high`, `macro_f1_std` (bootstrap, 95 %); `per_class` {name:
+        `precision`, `recall`, `f1`, `support`, `predicted`}; `confusion` (rows true, columns predicted, in the order of
+        `classes`); `classes`; `calibration` (`ece`, `nll`, `brier`, `bins`); `macs`, `competition_macs` (null where
+        that convention does not see all) and `parameters`; `input_size`; `bytes` of the file; `latency` (null without;
+        else of one image: `runtime`, `threads`, `median_ms`, `p95_ms`, `spread`, `ratio_median` to `reference`,
+        `ratio_low`, `ratio_high`, `trusted`, `complaint`); `scores` of `preset`, `total`, `low`, `high`, ...; `notes`,
+        sentences; `rules` of `rule`, `ok`, `detail`; `seconds` it took.
 
     Raises:
         ProblemFoundError: Macro F1 is below the floor.
     """
     quiet_libraries()
-    path = find_model(config.model)
-    model, card = load_model(path)
-    cost = count_macs(model, card.size)
-    accelerator = Accelerator(mixed_precision=_precision(config, card))
+    presets = [load_preset(name.strip()) for name in config.presets.split(",") if name.strip()]
+    subject = _open(config.model)
+    card, path = subject.card, subject.path
+    accelerator = Accelerator(mixed_precision="no" if subject.onnx else _precision(config, card))
     process = process_of(accelerator)
-    torch.set_num_threads(process.threads(0))
+    if subject.onnx is not None and process.world > 1:
+        raise UsageError(f"{path} runs in one process; start without accelerate launch")
+    source = _source(config, subject, say_so=accelerator.is_main_process)
+    start = time.monotonic()
+    found = (
+        _by_onnx(subject.onnx, source, card, process)
+        if subject.onnx
+        else _by_torch(config, subject, source, accelerator, process)
+    )
+    if found is None:
+        return {}
+    scores, quality = found.scores, calibration(found.labels, found.shares)
+    distribution = bootstrap_distribution(scores.confusion, resamples=config.resamples)
+    low, high = percentile_interval(distribution)
+    cost = _cost(subject)
+    report = {
+        "model": str(path),
+        "data": str(config.data),
+        "split": config.split,
+        "classes": list(card.classes),
+        **scores.as_dict(card.classes),
+        "macro_f1_low": low,
+        "macro_f1_high": high,
+        "macro_f1_std": float(distribution.std()),
+        "loss": quality.nll,
+        "calibration": asdict(quality) | {"bins": [asdict(entry) for entry in quality.bins]},
+        **cost,
+        "input_size": card.size,
+        "bytes": path.stat().st_size,
+        "latency": _latency(config, subject),
+        **_scores(config, presets, scores.macro_f1, distribution, cost["competition_macs"]),
+        "rules": [asdict(finding) for finding in check_rules(subject.network, card)],
+        "seconds": round(time.monotonic() - start, 3),
+    }
+    _write(config.out or path.parent, config.split, report, found)
+    if config.floor is not None and scores.macro_f1 < config.floor:
+        message = f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
+        raise ProblemFoundError(message, report)
+    return report
+
+
+def _open(model: Path) -> _Subject:
+    if model.suffix == ".onnx":
+        runtime = OnnxRuntime(model)
+        network = rebuild(runtime.card, model).eval()
+        return _Subject(path=model, card=runtime.card, network=strip_training_heads(network), onnx=runtime)
+    path = find_model(model)
+    network, card = load_model(path)
+    return _Subject(path=path, card=card, network=strip_training_heads(network), onnx=None)
+
+
+def _source(config: EvaluateConfig, subject: _Subject, *, say_so: bool) -> Source:
+    card, path = subject.card, subject.path
     options = OpenOptions(split=_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
     (source,) = open_data(config.data, (config.split,), options)
     if source.classes != card.classes:
@@ -96,41 +207,94 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"{', '.join(card.classes)}; give the data that belongs to the model"
         )
     learned = str(card.provenance.get("learned_from", "train"))
-    if accelerator.is_main_process and config.split != "train" and (learned == "all" or config.split in learned):
+    if say_so and config.split != "train" and (learned == "all" or config.split in learned):
         say(f"training.evaluate: {path} has learned from the {config.split} split: this is no test of it")
+    return source
+
+
+def _by_torch(
+    config: EvaluateConfig, subject: _Subject, source: Source, accelerator: Accelerator, process: Process
+) -> Predictions | None:
+    card = subject.card
     spec = RenderSpec(card.size, card.fit)
     loader = make_test_loader(source, process, spec=spec, engine=config.engine, batch_size=config.batch_size)
-    start = time.monotonic()
+    wanted = TensorFormat("float32", card.mean, card.std)
     try:
-        scores, loss = evaluate_model(
-            accelerator,
-            model.to(accelerator.device),
-            loader,
-            len(card.classes),
-            TensorFormat("float32", card.mean, card.std),
-        )
+        with torch_threads(process.threads(0)):
+            network = subject.network.to(accelerator.device)
+            return gather_predictions(accelerator, network, loader, card.classes, wanted)
     finally:
         loader.engine.close()
-    if not accelerator.is_main_process:
-        return {}
-    report = {
-        "model": str(path),
-        "data": str(config.data),
-        "split": config.split,
-        "classes": list(card.classes),
-        **scores.as_dict(card.classes),
-        "loss": loss,
-        "macs": cost.macs,
-        "parameters": cost.parameters,
-        "input_size": card.size,
-        "bytes": path.stat().st_size,
-        "seconds": round(time.monotonic() - start, 3),
+
+
+def _by_onnx(runtime: OnnxRuntime, source: Source, card: ModelCard, process: Process) -> Predictions:
+    threads = process.threads(0)
+    images = source.fetch(np.arange(len(source.labels)))
+    pumped = pump(runtime, images, RenderSpec(card.size, card.fit), threads=threads, networks=threads)
+    kept = np.array([row for row in range(len(images)) if row not in pumped.errors], np.int64)
+    for row, reason in pumped.errors.items():
+        say(f"training.evaluate: {source.describe(row)}: {reason}; left out")
+    if not len(kept):
+        raise CorruptSampleError(f"no image can be read; the first: {pumped.errors[0]}")
+    return Predictions(
+        classes=card.classes,
+        ids=source.ids[kept],
+        sources=[source.describe(row) for row in kept.tolist()],
+        labels=source.labels[kept],
+        shares=probabilities(pumped.logits[kept]),
+    )
+
+
+def _cost(subject: _Subject) -> dict[str, Any]:
+    """MACs by both conventions, and parameters. An int8 file costs what its float twin does."""
+    exact = count_macs(subject.network, subject.card.size)
+    try:
+        competition: int | None = count_competition_macs(subject.network, subject.card.size).macs
+    except UncountableError:
+        competition = None  # the rules say why
+    return {"macs": exact.macs, "competition_macs": competition, "parameters": exact.parameters}
+
+
+def _latency(config: EvaluateConfig, subject: _Subject) -> dict[str, Any] | None:
+    if not config.latency_rounds:
+        return None
+    card, threads = subject.card, config.threads
+    reference = TorchRuntime(create_model(REFERENCE, len(card.classes)), card, threads=threads)
+    mine: Runtime = TorchRuntime(subject.network.cpu(), card, threads=threads)
+    if subject.onnx is not None:
+        mine = OnnxRuntime(subject.path, threads=threads)
+    pair = [reference, mine]
+    found = measure_latency(pair, batch_size=1, warmup=WARMUP, rounds=config.latency_rounds, seed=0)[1]
+    figures = {key: value for key, value in asdict(found).items() if key != "name"}
+    return {
+        "runtime": found.name,
+        "reference": f"{REFERENCE}, {reference.name}",
+        **figures,
+        "trusted": found.trusted,
+        "ratio_trusted": found.ratio_trusted,
+        "complaint": found.complaint,
     }
-    _write(config.out or path.parent, config.split, report, scores)
-    if config.floor is not None and scores.macro_f1 < config.floor:
-        message = f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
-        raise ProblemFoundError(message, report)
-    return report
+
+
+def _scores(
+    config: EvaluateConfig,
+    presets: list[ScorePreset],
+    f1: float,
+    distribution: NDArray[np.float64],
+    macs: int | None,
+) -> dict[str, Any]:
+    """The scores that can be computed, and what is to be said about them."""
+    scores, notes = [], []
+    for preset in presets:
+        needed = macs if preset.kind == "f1_macs" else config.seconds
+        if needed is None:
+            cure = "MACs that its convention sees" if preset.kind == "f1_macs" else "--seconds of the whole program"
+            notes.append(f"{preset.name} is left out: it needs {cure}")
+            continue
+        scores.append(score_entry(preset, f1, distribution, macs=macs, seconds=config.seconds))
+        warning = cliff_warning(preset, distribution)
+        notes += [warning] if warning else []
+    return {"scores": scores, "notes": notes}
 
 
 def _precision(config: EvaluateConfig, card: ModelCard) -> Precision:
@@ -154,30 +318,74 @@ def _split_options(config: EvaluateConfig, card: ModelCard) -> SplitOptions:
     )
 
 
-def _write(out: Path, split: str, report: dict[str, Any], scores: Scores) -> None:
+def _write(out: Path, split: str, report: dict[str, Any], found: Predictions) -> None:
     write_json(out / f"evaluation_{split}.json", report)
+    write_predictions(out / f"predictions_{split}.csv", found)
+    scores, classes = found.scores, report["classes"]
     title = f"{split}: macro F1 {scores.macro_f1:.3f}, {scores.samples:,} samples"
-    write_bytes(out / f"confusion_{split}.png", draw_confusion(scores.confusion, report["classes"], title))
+    write_bytes(out / f"confusion_{split}.png", draw_confusion(scores.confusion, classes, title))
+    quality = calibration(found.labels, found.shares)
+    write_bytes(out / f"calibration_{split}.png", draw_calibration(quality, scores, classes, title))
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: scores per class, the confusion matrix, then the whole and its cost."""
+    """The report for people: scores per class, the confusion matrix, then the whole, its cost, and its scores."""
     classes = report["classes"]
     entries = [report["per_class"][name] for name in classes]
-    scores = [
-        [name, entry["precision"], entry["recall"], entry["f1"], entry["support"]]
-        for name, entry in zip(classes, entries, strict=True)
+    said = np.sum(report["confusion"], axis=0).tolist()
+    rows = [
+        [name, entry["precision"], entry["recall"], entry["f1"], entry["support"], count]
+        for name, entry, count in zip(classes, entries, said, strict=True)
     ]
     counts = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
-    return (
-        render_table(["class", ">precision", ">recall", ">F1", ">samples"], scores, title=f"{report['split']} split")
-        + "\n\n"
-        + render_table(["true \\ predicted", *(f">{name}" for name in classes)], counts)
-        + "\n\n"
-        f"macro F1 {report['macro_f1']:.4f} · accuracy {report['accuracy']:.4f} · {report['samples']:,} samples · "
-        f"{report['macs']:,} MACs at {report['input_size']} px · {report['parameters']:,} parameters · "
-        f"{human_bytes(report['bytes'])}"
-    )
+    headers = ["class", ">precision", ">recall", ">F1", ">samples", ">predicted"]
+    parts = [
+        render_table(headers, rows, title=f"{report['split']} split"),
+        render_table(["true \\ predicted", *(f">{name}" for name in classes)], counts),
+        _summary(report),
+    ]
+    if report["scores"]:
+        parts.append(_score_table(report))
+    broken = [finding for finding in report["rules"] if finding["ok"] is False]
+    parts += [f"Rule {finding['rule']}: {finding['detail']}" for finding in broken]
+    parts += report["notes"]
+    return "\n\n".join(parts)
+
+
+def _summary(report: dict[str, Any]) -> str:
+    competition = report["competition_macs"]
+    convention = "" if competition is None else f" ({competition:,} by the competition's convention)"
+    lines = [
+        f"macro F1 {report['macro_f1']:.4f} (95 %: {report['macro_f1_low']:.4f} to {report['macro_f1_high']:.4f}) · "
+        f"accuracy {report['accuracy']:.4f} · ECE {report['calibration']['ece']:.4f} · {report['samples']:,} samples",
+        f"{report['macs']:,} MACs{convention} at {report['input_size']} px · {report['parameters']:,} parameters · "
+        f"{human_bytes(report['bytes'])}",
+    ]
+    latency = report["latency"]
+    if latency is not None:
+        lines.append(f"one image, {latency['runtime']}, {latency['threads']} thread(s): {_latency_words(latency)}")
+    return "\n".join(lines)
+
+
+def _latency_words(latency: dict[str, Any]) -> str:
+    """Only what the noise allows to say."""
+    words = []
+    if latency["trusted"]:
+        words.append(f"{latency['median_ms']:.3f} ms (p95 {latency['p95_ms']:.3f})")
+    if latency["ratio_trusted"]:
+        words.append(
+            f"{latency['ratio_median']:.2f} of {latency['reference']} "
+            f"({latency['ratio_low']:.2f} to {latency['ratio_high']:.2f})"
+        )
+    return " · ".join(words) or latency["complaint"]
+
+
+def _score_table(report: dict[str, Any]) -> str:
+    rows = [
+        [entry["preset"], entry["total"], entry["low"], entry["high"], entry["f1_term"], entry["cost_term"]]
+        for entry in report["scores"]
+    ]
+    return render_table(["score (lower is better)", ">total", ">2.5 %", ">97.5 %", ">F1 term", ">cost term"], rows)
 
 
 def main() -> None:

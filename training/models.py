@@ -16,6 +16,7 @@ from pipelines.errors import UsageError
 from training.model.catalogue import cv_families, families, matching
 from training.model.create import check_input_size, create_model
 from training.model.cv_models import SEED
+from training.model.deploy import strip_training_heads
 from training.model.model_file import find_model, load_model
 from training.model.names import shipped_names
 from training.model.staircase import Step, staircase
@@ -29,6 +30,14 @@ EXAMPLE = """
   python -m training.models --model mobilenetv3_small_050 --size 80 --classes 6 --depth 2
   python -m training.models --model training/model/definitions/lenet.yaml
   python -m training.models --model shufflenet_g3_wd4 --classes 9 --sizes --smallest 48 --largest 128 --plot steps.png
+
+Two conventions of counting:
+  MACs              exact: the multiply-accumulates of convolutions, matrix products and attention that run for one
+                    image, whatever module runs them; biases, normalization, pooling and activations are 0.
+  competition MACs  what the scores of the 2021 competition are made of (ptflops of June 2021, activations left out):
+                    also biases, 2 for each normalized element, 1 for each element that is pooled. It sees modules
+                    only, so a model with functional convolutions, matrix products or attention has none.
+Heads that only training uses are counted in neither.
 """
 
 DEFAULT_SIZE, DEFAULT_CLASSES = 224, 6
@@ -84,7 +93,7 @@ class _Subject:
     """The model that is described.
 
     Args:
-        model: On the CPU.
+        model: On the CPU, without heads that only training uses.
         name: For people.
         size: Side of its images, px.
         classes: Its outputs.
@@ -104,10 +113,12 @@ def models(config: ModelsConfig) -> dict[str, Any]:
     Returns:
         The report. Keys: `kind`: list, names, blocks or sizes. list: `timm` and `pytorchcv` (families with their
         counts), `yaml` and `seed` (names). names: `pattern` and `names` by origin. blocks: `model`, `input_size`,
-        `classes`, `note` (null, or what differs from the definition), `macs`, `parameters`, `float32_bytes` of the
-        weights, `file_bytes` (null without a file), `blocks` of `path`, `type_name`, `output` (shape without the
-        batch), `macs`, `parameters`. sizes: `model`, `classes`, `threshold`, `sizes` of `size`, `macs` (null where the
-        model cannot take it), `growth` to the next size, `best`; `best_sizes`; `plot`.
+        `classes`, `note` (null, or what differs from the definition), `macs`, `competition_macs` (null where that
+        convention refuses the model), `competition_note` (null, or why), `parameters`, `float32_bytes` of the weights,
+        `file_bytes` (null without a file), `blocks` of `path`, `type_name`, `output` (shape without the batch),
+        `macs`, `parameters`, `competition_macs`. Heads that only training uses are left out. sizes: `model`,
+        `classes`, `threshold`, `sizes` of `size`, `macs` (null where the model cannot take it), `growth` to the next
+        size, `best`; `best_sizes`; `plot`.
     """
     quiet_libraries()
     if config.model is not None:
@@ -128,7 +139,7 @@ def _subject(config: ModelsConfig, name: str) -> _Subject:
     path = Path(name)
     if path.suffix != ".safetensors" and not path.is_dir():
         classes = config.classes or DEFAULT_CLASSES
-        model = create_model(name, classes)
+        model = strip_training_heads(create_model(name, classes))
         size = config.size or getattr(model, "input_size", None) or DEFAULT_SIZE
         return _Subject(model=model, name=name, size=size, classes=classes, bytes=None)
     file = find_model(path)
@@ -136,7 +147,7 @@ def _subject(config: ModelsConfig, name: str) -> _Subject:
     if config.classes not in (None, len(card.classes)):
         raise UsageError(f"{file} has {len(card.classes)} classes; leave --classes {config.classes} out")
     return _Subject(
-        model=model,
+        model=strip_training_heads(model),
         name=f"{file} ({card.architecture})",
         size=config.size or card.size,
         classes=len(card.classes),
@@ -146,18 +157,20 @@ def _subject(config: ModelsConfig, name: str) -> _Subject:
 
 def _blocks(config: ModelsConfig, subject: _Subject) -> dict[str, Any]:
     check_input_size(subject.model, subject.name, subject.size)
-    cost, blocks = trace_blocks(subject.model, subject.size, config.depth)
+    trace = trace_blocks(subject.model, subject.size, config.depth)
     return {
         "kind": "blocks",
         "model": subject.name,
         "input_size": subject.size,
         "classes": subject.classes,
         "note": _note(subject),
-        "macs": cost.macs,
-        "parameters": cost.parameters,
-        "float32_bytes": 4 * cost.parameters,
+        "macs": trace.cost.macs,
+        "competition_macs": None if trace.competition is None else trace.competition.macs,
+        "competition_note": trace.refusal,
+        "parameters": trace.cost.parameters,
+        "float32_bytes": 4 * trace.cost.parameters,
         "file_bytes": subject.bytes,
-        "blocks": [asdict(block) | {"output": block.output and list(block.output)} for block in blocks],
+        "blocks": [asdict(block) | {"output": block.output and list(block.output)} for block in trace.blocks],
     }
 
 
@@ -220,18 +233,30 @@ def _names_table(report: dict[str, Any]) -> str:
 
 def _blocks_table(report: dict[str, Any]) -> str:
     rows = [
-        [block["path"] or "(elsewhere)", block["type_name"], _shape(block), block["macs"], block["parameters"]]
+        [block["path"] or "(elsewhere)", block["type_name"], _shape(block), *_numbers(block)]
         for block in report["blocks"]
     ]
-    rows.append(["whole model", "", "", report["macs"], report["parameters"]])
+    rows.append(["whole model", "", "", *_numbers(report)])
     title = f"{report['model']} at {report['input_size']} px, {report['classes']} classes"
     file = f" · {human_bytes(report['file_bytes'])} on disk" if report["file_bytes"] is not None else ""
-    return (
-        f"{title}\n\n"
-        + render_table(["block", "type", ">output", ">MACs", ">parameters"], rows)
-        + f"\n\n{report['macs']:,} MACs · {report['parameters']:,} parameters · "
-        f"{human_bytes(report['float32_bytes'])} in float32{file}" + (f"\n{report['note']}" if report["note"] else "")
+    competition = "" if report["competition_macs"] is None else f"{report['competition_macs']:,} competition MACs · "
+    total = (
+        f"{report['macs']:,} MACs · {competition}{report['parameters']:,} parameters · "
+        f"{human_bytes(report['float32_bytes'])} in float32{file}"
     )
+    blocks = render_table(["block", "type", ">output", ">MACs", ">competition MACs", ">parameters"], rows)
+    return "\n".join((f"{title}\n", blocks, "", total, *_notes(report)))
+
+
+def _numbers(part: dict[str, Any]) -> list[int | None]:
+    return [part["macs"], part["competition_macs"], part["parameters"]]
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    notes = [] if report["note"] is None else [report["note"]]
+    if report["competition_note"] is not None:
+        notes.append(f"no competition MACs: {report['competition_note']}")
+    return notes
 
 
 def _shape(block: dict[str, Any]) -> str:

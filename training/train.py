@@ -14,12 +14,12 @@ from training.engine.agree import agreeing
 from training.engine.config import TrainConfig
 from training.engine.data import image_shape, training_sources
 from training.engine.folder import BEST_NAME, claim
-from training.engine.folds import cross_validate, own_folder, write_predictions
+from training.engine.folds import cross_validate, own_folder, predict_fold
 from training.engine.preemption import StopSignals
 from training.engine.setup import Network, assemble, start
 from training.engine.tracking import names_in
+from training.model.card import ModelCard
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
-from training.model.model_file import ModelCard
 from training.model.start import HUB, start_from
 
 EXAMPLE = """
@@ -58,7 +58,7 @@ def _train(config: TrainConfig, signals: StopSignals) -> dict[str, Any]:
     try:
         report = run.fit(checkpoint)
         if config.data.folds:
-            write_predictions(config, machine, run)
+            predict_fold(config, machine, run)
         return report
     finally:
         run.train_loader.engine.close()

@@ -309,6 +309,13 @@ class Shard:
         numbers = (int(self._ids[row]), int(self._copies[row]))
         return Row(*numbers, self.image(row).tobytes(), int(self._labels[row]), source, ops, magnitude, centre)
 
+    def sources(self) -> list[str]:
+        """Where each row came from; CorruptSampleError where that cannot be read."""
+        try:
+            return self._texts("source", range(self.rows))
+        except UNREADABLE as error:
+            raise CorruptSampleError(f"{self.path}: damaged since it was written; {CURE}") from error
+
     # What follows reads Arrow's buffers itself, because pyarrow trusts the offsets of a file, and a damaged one would
     # make it read anywhere. A range that leaves its buffer is an IndexError here.
 

@@ -119,6 +119,11 @@ class CacheSource:
         """Everything that is stored about a row."""
         return self._shards[self._shard_of[row]].row(int(self._row_of[row]))
 
+    def names(self) -> list[str]:
+        """Where each row came from: the path of its image or of its photo, with the annotation."""
+        every = [shard.sources() for shard in self._shards]
+        return [every[shard][row] for shard, row in zip(self._shard_of.tolist(), self._row_of.tolist(), strict=True)]
+
     def describe(self, row: int) -> str:
         """Shard, row in it and, if the row can still say it, source path."""
         where = f"{self._shards[self._shard_of[row]].path}, row {int(self._row_of[row])}"

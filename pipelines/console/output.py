@@ -6,10 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 WIDTH_WITHOUT_TERMINAL = 120
 
 
@@ -39,6 +35,10 @@ def render_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, ti
     Returns:
         The text, without trailing white space.
     """
+    from rich.box import SIMPLE_HEAD  # here, because a job may end before it has a table to show
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="", pad_edge=False)
     for header in headers:
         table.add_column(header.removeprefix(">"), justify="right" if header.startswith(">") else "left")

@@ -3,14 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines.fit import Fit
 from pipelines.plan import Plan
+
+if TYPE_CHECKING:  # seconds to import, which prediction without torch has to do without
+    import torch
 
 Image = NDArray[np.uint8]
 """uint8 [bytes]: an encoded file; uint8 [height, width, 3]: raw RGB pixels."""
@@ -60,42 +62,6 @@ class Stack(Sequence[Image]):
         Returns:
             Position → reason of each image that is damaged; what lies in its place then says nothing.
         """
-
-
-class DeviceRows(Sequence[Image]):
-    """Rows of an array of raw images that lies on the engine's device, so that nothing has to travel there.
-
-    Args:
-        images: uint8 [n, height, width, 3], contiguous.
-        rows: int64 [k]; which of them.
-    """
-
-    def __init__(self, images: torch.Tensor, rows: NDArray[np.int64]) -> None:
-        self.images, self.rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image:  # type: ignore[override]
-        image: Image = self.images[int(self.rows[index])].cpu().numpy()
-        return image
-
-    def gather(self) -> torch.Tensor:
-        """The rows: uint8 [k, height, width, 3], in memory of their own on the device."""
-        return self.images.index_select(0, torch.from_numpy(self.rows).to(self.images.device, non_blocking=True))
-
-
-def mirrored(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
-    """Some images left to right, on their device.
-
-    Args:
-        pixels: uint8 [k, height, width, 3].
-        flip: bool [k]; which.
-    """
-    if not flip.any():
-        return pixels
-    which = torch.from_numpy(flip).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
-    return torch.where(which, pixels.flip(2), pixels)
 
 
 class Timing(NamedTuple):
@@ -153,7 +119,7 @@ class Rendered:
         ahead: Share of the engine's queue that was ready when this was asked for, 0 to 1.
     """
 
-    pixels: torch.Tensor
+    pixels: "torch.Tensor"
     errors: dict[int, str] = field(default_factory=dict)
     tag: Any = None
     products: Sequence[list[Any] | None] = ()
@@ -166,7 +132,7 @@ class Engine(Protocol):
 
     name: str
     spec: RenderSpec
-    device: torch.device
+    device: "torch.device"
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
         """Render jobs one after the other; each result is the caller's own memory. Streams may overlap."""

@@ -6,7 +6,6 @@ All of these release Python's lock while pixels move. Results do not depend on t
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ import torch
 
 from pipelines.augmentations import FILL, OPS
 from pipelines.console.cores import usable_cores
-from pipelines.decode import Pixels, decode, read_header
+from pipelines.decode import Pixels
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Stack, Timing
 from pipelines.engines.cpu_ops import apply_op
+from pipelines.engines.cpu_render import fitted, open_image, show
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import WHOLE, Box, Placement, place, scaled
+from pipelines.fit import Box
 from pipelines.plan import Plan
 
 CHUNKS_PER_THREAD = 2
@@ -29,8 +29,6 @@ CHUNKS_PER_THREAD = 2
 JOBS_AHEAD = 2
 INSTANT_BYTES = 4 << 20
 """Copied in about 0.1 ms; to wake a thread and to be woken by it takes longer."""
-DCT_FACTORS = (8, 4, 2)
-"""JPEG decoding at 1/8, 1/4 and 1/2; libjpeg-turbo has fast code for these and for full size only."""
 
 
 class CpuEngine:
@@ -162,9 +160,7 @@ class _Task:
             try:
                 image = job.images[index]
                 clock.ended("fetch")
-                if not _decoded_into(out, image):
-                    full_size, decoded, (placement,) = _open(self.spec, image, _WHOLE)
-                    out[:] = fitted(decoded, full_size, placement, self.spec.size)
+                show(self.spec, image, out)
                 clock.ended("decode")
                 if flip:
                     cv2.flip(out, 1, out)
@@ -216,20 +212,6 @@ class _Clock:
         return Timing(**self._seconds)
 
 
-_WHOLE: tuple[Box, ...] = (WHOLE,)
-
-
-def _decoded_into(out: Pixels, image: Image) -> bool:
-    """Decode an upright JPEG of just the right size to where it belongs; False if it is another image."""
-    if image.ndim == 3:
-        return False
-    header = read_header(image)
-    fits = header.turbo and header.orientation == 1 and (header.height, header.width) == out.shape[:2]
-    if fits:
-        decode(image, header=header, out=out)
-    return fits
-
-
 class _Version(NamedTuple):
     """One version of one sample, in plain numbers: numpy's scalars cost more than the smaller ops."""
 
@@ -272,7 +254,7 @@ def _ops(
 def _rendered(spec: RenderSpec, image: Image, versions: list[_Version], clock: _Clock) -> Iterator[Pixels]:
     """The versions of a sample, each uint8 [size, size, 3], contiguous."""
     boxes = tuple(dict.fromkeys([version.box for version in versions]))
-    full_size, pixels, placements = _open(spec, image, boxes)
+    full_size, pixels, placements = open_image(spec, image, boxes)
     clock.ended("decode")
     bases = {
         box: fitted(pixels, full_size, placement, spec.size) for box, placement in zip(boxes, placements, strict=True)
@@ -282,89 +264,3 @@ def _rendered(spec: RenderSpec, image: Image, versions: list[_Version], clock: _
         for name, value, centre in version.ops:
             result = apply_op(result, name, value, centre)
         yield cv2.flip(result, 1) if version.flip else result
-
-
-def _open(spec: RenderSpec, image: Image, boxes: tuple[Box, ...]) -> tuple[tuple[int, int], Pixels, list[Placement]]:
-    """Decode as small as the placements allow; (upright full size, pixels, placements in the full size)."""
-    if image.ndim == 3:
-        height, width = image.shape[:2]
-        return (height, width), image, _placed(height, width, spec, boxes)[0]
-    header = read_header(image)
-    height, width = header.upright
-    placements, factor = _placed(height, width, spec, boxes)
-    pixels = decode(image, header=header, min_height=-(-height // factor), min_width=-(-width // factor))
-    return (height, width), pixels, placements
-
-
-@lru_cache(4096)  # photos of a folder tend to have few sizes
-def _placed(height: int, width: int, spec: RenderSpec, boxes: tuple[Box, ...]) -> tuple[list[Placement], int]:
-    """Placements of the boxes, and the factor by which the image may shrink while decoding."""
-    placements = [place(height, width, spec.size, spec.fit, box) for box in boxes]
-    return placements, dct_factor(height, width, placements)
-
-
-def dct_factor(height: int, width: int, placements: list[Placement]) -> int:
-    """The largest of 8, 4, 2, 1 by which the image may shrink while decoding without being enlarged afterwards."""
-    for factor in DCT_FACTORS:
-        if all(
-            p.source.width >= p.target.width * factor and p.source.height >= p.target.height * factor
-            for p in placements
-        ):
-            return factor
-    return 1
-
-
-def fitted(pixels: Pixels, full_size: tuple[int, int], placement: Placement, size: int) -> Pixels:
-    """Show the placement's source, resized, on a grey square.
-
-    Args:
-        pixels: uint8 [height, width, 3], the image at its full size or smaller.
-        full_size: (height, width) that the placement speaks of.
-        placement: Where pixels come from and go.
-        size: Side of the square in px.
-
-    Returns:
-        uint8 [size, size, 3], contiguous; may share memory with `pixels` if nothing had to be done.
-    """
-    source, target = _scaled(placement.source, full_size, (pixels.shape[0], pixels.shape[1])), placement.target
-    part = pixels[source.top : source.top + source.height, source.left : source.left + source.width]
-    same = (source.width, source.height) == (target.width, target.height)
-    full = (target.width, target.height) == (size, size)
-    if same and full:
-        return np.ascontiguousarray(part)
-    square = np.empty((size, size, 3), np.uint8) if full else np.full((size, size, 3), FILL, np.uint8)
-    inner = square[target.top : target.top + target.height, target.left : target.left + target.width]
-    if same:
-        inner[:] = part
-    else:
-        resize(part, inner, shrunk=pixels.shape[:2] != full_size)
-    return square
-
-
-_scaled = lru_cache(4096)(scaled)
-
-
-LITTLE = 1.25
-"""Reduction that needs no antialiasing after a scaled decode, which has removed the finest detail already: on photos,
-at 1.14 (512 to 256 to 224 px), plain bilinear comes nearer to Lanczos (40.4 dB) than the triangle filter (39.6 dB)."""
-
-
-def resize(pixels: Pixels, out: Pixels, *, shrunk: bool = False) -> None:
-    """Bilinear with antialiasing: the triangle filter grows with the reduction, as in Pillow and DALI.
-
-    Args:
-        pixels: uint8 [any, any, 3].
-        out: uint8 [height, width, 3], part of an image or a whole one; filled with the result.
-        shrunk: The decoder has reduced the image already.
-    """
-    height, width = out.shape[:2]
-    if shrunk and pixels.shape[0] <= LITTLE * height and pixels.shape[1] <= LITTLE * width:
-        cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
-        return
-    # torch would copy a part of an image in parallel, with a team of OpenMP threads for each thread that calls it.
-    whole = np.require(pixels, requirements=["C", "W"])
-    image = torch.from_numpy(whole[None]).permute(0, 3, 1, 2)
-    # What torch.nn.functional.interpolate(mode="bilinear", antialias=True) calls after 10 us of questions.
-    result = torch.ops.aten._upsample_bilinear2d_aa(image, [height, width], False, None, None)
-    # The answer comes in planes. numpy would take three times as long to interleave them.
-    cv2.merge(list(result.numpy()[0]), out)

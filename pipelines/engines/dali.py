@@ -29,9 +29,10 @@ from pipelines.augmentations import (
 )
 from pipelines.console.cores import usable_cores
 from pipelines.decode import decode, read_header
-from pipelines.engines.base import DeviceRows, Image, Job, Rendered, RenderSpec, Timing, mirrored
+from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Timing
 from pipelines.engines.dali_compat import Dali
 from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
+from pipelines.engines.device import DeviceRows, mirrored
 from pipelines.errors import CorruptSampleError
 from pipelines.fit import WHOLE, place
 from pipelines.plan import Plan

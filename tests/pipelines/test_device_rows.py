@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pipelines.augmentations import OPS, Policy, full_range
-from pipelines.engines.base import DeviceRows, Job, RenderSpec, mirrored
+from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.choose import make_engine
+from pipelines.engines.device import DeviceRows, mirrored
 from pipelines.plan import Stage, View, draw
 
 SIZE, COUNT = 20, 37

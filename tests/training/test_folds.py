@@ -124,7 +124,7 @@ def test_too_many_folds(cache, tmp_path):
 def test_predictions_of_something_else(everything, tmp_path):
     (tmp_path / "fold-0").mkdir()
     (tmp_path / "fold-0" / "predictions_val.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="holds no predictions of a fold"):
+    with pytest.raises(UsageError, match="holds no predictions"):
         out_of_fold(tmp_path, 1)
 
 

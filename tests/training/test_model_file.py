@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from pipelines.errors import UsageError
+from training.model.card import ModelCard
 from training.model.create import create_model, preprocessing
-from training.model.model_file import ModelCard, find_model, load_model, read_card, save_model
+from training.model.model_file import find_model, load_model, read_card, save_model
 
 CARD = ModelCard(
     architecture="test_efficientnet",

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipelines.console.job import make_parser, parse
+from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 from training.measure.macs import UncountableError, count_macs
+from training.model.card import ModelCard
 from training.model.create import create_model
-from training.model.model_file import ModelCard, save_model
+from training.model.model_file import save_model
 from training.model.staircase import make_steps, staircase
 from training.model.staircase_plot import draw_staircase
 from training.model.trace import trace_blocks
-from training.models import ModelsConfig, models, table
+from training.models import EXAMPLE, ModelsConfig, _subject, models, table
 
 
 class TestList:
@@ -48,28 +49,43 @@ class TestBlocks:
         report = models(ModelsConfig(model="shufflenet_g3_wd4", size=80, classes=9))
         assert list(report) == [
             "kind", "model", "input_size", "classes", "note",
-            "macs", "parameters", "float32_bytes", "file_bytes", "blocks",
+            "macs", "competition_macs", "competition_note", "parameters", "float32_bytes", "file_bytes", "blocks",
         ]  # fmt: skip
+        assert (report["competition_macs"], report["competition_note"]) == (1_688_949, None)
         assert (report["macs"], report["parameters"], report["float32_bytes"]) == (1_467_600, 67_071, 4 * 67_071)
         blocks = {block["path"]: block for block in report["blocks"]}
         assert blocks["features.stage3"]["output"] == [240, 3, 3]
         assert blocks["features.stage2"]["macs"] == 549_000
         assert blocks["output"] == {
             "path": "output", "type_name": "Linear", "output": [9], "macs": 2160, "parameters": 2169,
+            "competition_macs": 2169,
         }  # fmt: skip
+        assert blocks["features.final_pool"]["macs"] == 0
+        assert blocks["features.final_pool"]["competition_macs"] == 2160
         json.dumps(report)
         shown = table(report)
         assert "240x3x3" in shown
-        assert "1,467,600 MACs · 67,071 parameters · 262.0 KiB in float32" in shown
+        assert "1,467,600 MACs · 1,688,949 competition MACs · 67,071 parameters · 262.0 KiB in float32" in shown
+        assert next(line for line in shown.splitlines() if line.startswith(" output")).split() == [
+            "output", "Linear", "9", "2,160", "2,169", "2,169",
+        ]  # fmt: skip
+        assert "competition MACs" in next(line for line in shown.splitlines() if line.startswith(" block"))
 
     @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "lenet", "shufflenet_g3_wd4", "test_vit", "resnet10t"])
     @pytest.mark.parametrize("depth", [None, 1, 2, 9])
     def test_blocks_add_up(self, name, depth):
         model = create_model(name, 6)
         size = 160 if name == "test_vit" else 64
-        cost, blocks = trace_blocks(model, size, depth)
-        assert sum(block.macs for block in blocks) == cost.macs
-        assert sum(block.parameters for block in blocks) == cost.parameters
+        trace = trace_blocks(model, size, depth)
+        assert sum(block.macs for block in trace.blocks) == trace.cost.macs
+        assert sum(block.parameters for block in trace.blocks) == trace.cost.parameters
+        if name == "test_vit":
+            assert trace.competition is None
+            assert {block.competition_macs for block in trace.blocks} == {None}
+        else:
+            assert trace.refusal is None
+            assert sum(block.competition_macs for block in trace.blocks) == trace.competition.macs
+            assert trace.competition.macs > trace.cost.macs
         assert model.training
         assert not any(module._forward_hooks for module in model.modules())
 
@@ -87,9 +103,39 @@ class TestBlocks:
             def forward(self, x):
                 return self.head(nn.functional.conv2d(x, self.weight)).mean((2, 3))
 
-        cost, blocks = trace_blocks(Root(), 8, 1)
-        assert [(block.path, block.macs, block.parameters) for block in blocks] == [("head", 512, 10), ("", 768, 12)]
-        assert cost.macs == 1280
+        trace = trace_blocks(Root(), 8, 1)
+        rows = [(block.path, block.macs, block.parameters) for block in trace.blocks]
+        assert rows == [("head", 512, 10), ("", 768, 12)]
+        assert trace.cost.macs == 1280
+        assert trace.refusal.startswith("the model itself (Root) multiplies 768 times itself")
+
+    def test_a_model_without_competition_macs_says_why(self):
+        report = models(ModelsConfig(model="test_vit", size=160))
+        assert report["macs"] == 37_571_712
+        assert report["competition_macs"] is None
+        assert {block["competition_macs"] for block in report["blocks"]} == {None}
+        assert report["competition_note"].startswith("blocks.0.attn (Attention) multiplies 1,305,728 times itself")
+        assert "\n" not in report["competition_note"]
+        shown = table(report).splitlines()
+        assert shown[-1] == f"no competition MACs: {report['competition_note']}"
+        whole = next(line for line in shown if line.startswith(" whole model"))
+        assert whole.split() == ["whole", "model", "37,571,712", "-", "306,630"]
+
+    @pytest.mark.parametrize("sizes", [False, True])
+    def test_heads_that_only_training_uses_are_left_out(self, monkeypatch, sizes):
+        class Marked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Conv2d(3, 4, 1), nn.Linear(7, 7)
+                self.head.training_only = True
+
+            def forward(self, x):
+                return self.body(x).mean((2, 3))
+
+        monkeypatch.setattr("training.models.create_model", lambda name, classes: Marked())
+        subject = _subject(ModelsConfig(model="marked", sizes=sizes), "marked")
+        assert sum(parameter.numel() for parameter in subject.model.parameters()) == 16
+        assert models(ModelsConfig(model="marked", size=8))["parameters"] == 16
 
     def test_note_says_which_classes_win(self):
         assert models(ModelsConfig(model="lenet", size=32))["note"] is None
@@ -205,6 +251,11 @@ class TestOptions:
         config, as_json = parse(parser, ModelsConfig, words)
         assert (config.model, config.sizes, config.smallest, str(config.plot)) == ("lenet", True, 48, "a.png")
         assert not as_json
+
+    def test_help_explains_both_conventions(self):
+        shown = make_parser(ModelsConfig, name="training.models", summary="", example=EXAMPLE).format_help()
+        assert "  MACs              exact: the multiply-accumulates of" in shown
+        assert "  competition MACs  what the scores of the 2021 competition are made of" in shown
 
     def test_job(self):
         words = [sys.executable, "-m", "training.models", "--model", "lenet", "--size", "32", "--json"]

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler, TanhLRScheduler
 from torch import nn
 
-from pipelines.console.job import make_parser, parse
+from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 from training.engine.optimization import (
     OptimizerConfig,

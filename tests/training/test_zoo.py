@@ -14,8 +14,9 @@ from torchvision.models import mobilenetv2, squeezenet
 from pipelines.errors import UsageError
 from tests.training.test_pytorchcv import p4_macs
 from training.measure.macs import count_macs
+from training.model.card import ModelCard
 from training.model.create import create_model, definition_of
-from training.model.model_file import ModelCard, load_model, save_model
+from training.model.model_file import load_model, save_model
 from training.model.names import DEFINITIONS, shipped_names
 from training.model.zoo.activations import activation_names, is_activation, make_activation
 from training.model.zoo.build import REGISTRY, build_model, written_classes

@@ -4,7 +4,7 @@ import json
 from hashlib import sha256
 
 from pipelines.loader import Loader
-from training.model.model_file import ModelCard
+from training.model.card import ModelCard
 
 
 def network_fingerprint(card: ModelCard) -> str:

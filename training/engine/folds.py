@@ -1,31 +1,28 @@
 """Cross-validation: one run a fold, and one report over all samples, each predicted by the run that did not see it."""
 
-import csv
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
-from numpy.typing import NDArray
 
-from pipelines.console.files import write_bytes, write_csv, write_json
+from pipelines.console.files import write_bytes, write_json
 from pipelines.console.output import say
 from pipelines.errors import UsageError
 from training.engine.config import TrainConfig
 from training.engine.folder import BEST_NAME
-from training.engine.loop import predictions
+from training.engine.loop import gather_predictions
 from training.engine.metrics import Scores
 from training.engine.run import Run
 from training.engine.setup import Machine
 from training.measure.confusion_plot import draw_confusion
+from training.measure.predictions import read_predictions, write_predictions
 from training.model.model_file import load_model
 
 PREDICTIONS_NAME, REPORT_NAME, PLOT_NAME = "predictions_val.csv", "out_of_fold.json", "confusion_out_of_fold.png"
-COLUMNS = ("sample_id", "source", "label", "predicted")
 
 
 def own_folder(config: TrainConfig) -> TrainConfig:
@@ -57,7 +54,7 @@ def cross_validate(config: TrainConfig, train: Callable[[TrainConfig], dict[str,
     return report
 
 
-def write_predictions(config: TrainConfig, machine: Machine, run: Run) -> None:
+def predict_fold(config: TrainConfig, machine: Machine, run: Run) -> None:
     """Write what the best model says to the samples of its fold; with the last fold, the report over all.
 
     Raises:
@@ -68,21 +65,10 @@ def write_predictions(config: TrainConfig, machine: Machine, run: Run) -> None:
         raise UsageError("--data.folds needs a validation split")
     model, card = load_model(config.out / BEST_NAME)
     accelerator = machine.accelerator
-    rows: list[tuple[int, int, int, list[float]]] = []
-    for batch, logits in predictions(accelerator, model.to(accelerator.device), loader, run.trainer.format):
-        shares = logits.softmax(1)[: batch.real].tolist()
-        labels = batch.labels[: batch.real].tolist()
-        for row, label, share in zip(batch.rows.tolist(), labels, shares, strict=False):
-            rows.append((row, label, int(np.argmax(share)), share))
-    gathered = sorted(gather_object(rows))
-    if not accelerator.is_main_process:
+    found = gather_predictions(accelerator, model.to(accelerator.device), loader, card.classes, run.trainer.format)
+    if found is None:
         return
-    source = loader.source
-    lines = [
-        [f"{int(source.ids[row]):016x}", source.describe(row), card.classes[label], card.classes[predicted], *share]
-        for row, label, predicted, share in gathered
-    ]
-    write_csv(config.out / PREDICTIONS_NAME, [*COLUMNS, *card.classes], lines)
+    write_predictions(config.out / PREDICTIONS_NAME, found)
     everything = config.out.parent
     if all((path / PREDICTIONS_NAME).is_file() for path in _folders(everything, config.data.folds)):
         out_of_fold(everything, config.data.folds)
@@ -99,9 +85,9 @@ def out_of_fold(out: Path, folds: int) -> dict[str, Any]:
         Keys: `run`, `folds`, `classes`, `macro_f1`, `accuracy`, `samples`, `per_class`, `confusion`; `fold_macro_f1`,
         and its `mean` and `std`.
     """
-    read = [_read(path / PREDICTIONS_NAME) for path in _folders(out, folds)]
-    classes = read[0][0]
-    confusions = [confusion for _, confusion in read]
+    read = [read_predictions(path / PREDICTIONS_NAME) for path in _folders(out, folds)]
+    classes = read[0].classes
+    confusions = [found.scores.confusion for found in read]
     scores = Scores(np.sum(confusions, axis=0))
     each = [Scores(confusion).macro_f1 for confusion in confusions]
     report = {
@@ -117,23 +103,3 @@ def out_of_fold(out: Path, folds: int) -> dict[str, Any]:
     title = f"out of fold: macro F1 {scores.macro_f1:.3f}, {scores.samples:,} samples"
     write_bytes(out / PLOT_NAME, draw_confusion(scores.confusion, classes, title))
     return report
-
-
-def _read(path: Path) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Classes and confusion matrix of the predictions of one fold.
-
-    Raises:
-        UsageError: The file was written by something else.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
-    classes = tuple(header[len(COLUMNS) :])
-    if tuple(header[: len(COLUMNS)]) != COLUMNS or not classes:
-        raise UsageError(f"{path} holds no predictions of a fold; delete it and train that fold again")
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (_column(lines, 2, classes), _column(lines, 3, classes)), 1)
-    return classes, confusion
-
-
-def _column(lines: Sequence[Sequence[str]], column: int, classes: Sequence[str]) -> list[int]:
-    return [classes.index(line[column]) for line in lines]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 from torch import nn
 
 from pipelines.loader import Batch, Loader
@@ -23,6 +25,7 @@ from pipelines.tensors import TensorFormat
 from training.engine.losses import Loss
 from training.engine.metrics import Scores
 from training.engine.optimization import Schedule, keep_frozen_in_eval
+from training.measure.predictions import Predictions, probabilities
 
 
 class Objective(Protocol):
@@ -203,6 +206,44 @@ def predictions(
             with accelerator.autocast():
                 logits = model(images)
             yield batch, logits.float()
+
+
+def gather_predictions(
+    accelerator: Any,  # noqa: ANN401
+    model: nn.Module,
+    loader: Loader,
+    classes: tuple[str, ...],
+    wanted: TensorFormat,
+) -> Predictions | None:
+    """What a model says to every sample of a loader, each once, over all processes.
+
+    Args:
+        accelerator: accelerate.Accelerator.
+        model: Any model on the accelerator's device.
+        loader: An evaluation loader, sharded by rank.
+        classes: Class names in index order.
+        wanted: What the network wants.
+
+    Returns:
+        The predictions in the order of the source, on the first process; None elsewhere. Damaged samples are left out.
+    """
+    parts = [
+        (batch.rows[: batch.real], batch.labels[: batch.real].cpu().numpy(), logits[: batch.real].cpu().numpy())
+        for batch, logits in predictions(accelerator, model, loader, wanted)
+    ]
+    gathered = gather_object(parts)
+    if not accelerator.is_main_process:
+        return None
+    rows, labels, logits = (np.concatenate(column) for column in zip(*gathered, strict=True))
+    order = np.argsort(rows)
+    source = loader.source
+    return Predictions(
+        classes=classes,
+        ids=source.ids[rows[order]],
+        sources=[source.describe(row) for row in rows[order].tolist()],
+        labels=labels[order],
+        shares=probabilities(logits[order]),
+    )
 
 
 def evaluate(

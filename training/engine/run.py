@@ -33,7 +33,8 @@ from training.engine.snapshot import restore, snapshot
 from training.engine.state import RunState
 from training.engine.tracking import RunLog, names_in
 from training.engine.watch import LossWatch, Trouble
-from training.model.model_file import ModelCard, save_state
+from training.model.card import ModelCard
+from training.model.model_file import save_state
 
 LOOK_EVERY_ON_GPU = 50
 """Steps between two looks at the loss: each makes the GPU wait."""

@@ -30,7 +30,7 @@ from training.engine.preemption import StopSignals
 from training.engine.run import Run
 from training.engine.sync_batchnorm import synchronise
 from training.engine.tracking import TENSORBOARD, check_trackers, names_in
-from training.model.model_file import ModelCard
+from training.model.card import ModelCard
 
 
 @dataclass(frozen=True)

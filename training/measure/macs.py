@@ -8,7 +8,7 @@ no silent 0.
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,9 @@ from pipelines.errors import TacopressError, UsageError
 _Shape = tuple[int, ...]
 _Operator = OpOverload | HigherOrderOperator
 _aten = torch.ops.aten
+
+Watch = Callable[[str, nn.Module, tuple[object, ...], object], object]
+"""Called as each module returns, with its path, itself, its positional and keyword inputs in one tuple, its output."""
 
 _ROOT = "the model itself"
 _FLOAT_TWIN = "count its float twin instead: quantizing does not change the number of MACs"
@@ -104,54 +107,108 @@ def count_macs(model: nn.Module, input_size: tuple[int, int] | int, *, channels:
             that hides its arithmetic, cannot be copied or run, or does no countable work at all.
         UsageError: A size is smaller than 1.
     """
+    return count_watched(model, input_size, lambda *_: None, channels=channels)
+
+
+def count_watched(
+    model: nn.Module, input_size: tuple[int, int] | int, watch: Watch, *, channels: int = 3
+) -> MacsReport:
+    """Count as `count_macs` does, with somebody who looks at what goes in and out of the modules.
+
+    Args:
+        model: As in `count_macs`.
+        input_size: Likewise.
+        watch: Sees the modules of the copy that runs, each time one returns; it must not change anything.
+        channels: As in `count_macs`.
+
+    Raises:
+        UncountableError: As in `count_macs`.
+        UsageError: Likewise.
+    """
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     if min(height, width, channels) < 1:
         raise UsageError(f"input {channels}x{height}x{width} is empty: give sizes of at least 1")
-    # torch.compile wraps the network; what it wraps is what has to be counted.
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     for path, module in model.named_modules():
         _refuse_opaque(path, module)
     with _neutral_torch():
-        own = _run(_evaluation_copy(model), (1, channels, height, width))
-    layers = tuple(_layers(model, own))
-    report = MacsReport(
-        macs=sum(layer.macs for layer in layers),
-        parameters=sum(layer.parameters for layer in layers),
-        layers=layers,
-        input_size=(height, width),
-    )
+        flops = _run(_evaluation_copy(model), (1, channels, height, width), watch)
+    report = make_report(model, {path: count // 2 for path, count in flops.items()}, (height, width))
     if report.macs == 0 and any(parameter.ndim >= 2 for parameter in model.parameters()):
-        raise _uncountable("", model, "has weights but ran no countable operator", "compute with torch operators")
+        raise uncountable("", model, "has weights but ran no countable operator", "compute with torch operators")
     return report
 
 
-def _uncountable(path: str, module: nn.Module, what: str, cure: str) -> UncountableError:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of what `torch.compile` returns: that is what has to be counted."""
+    return getattr(model, "_orig_mod", model)
+
+
+def make_report(model: nn.Module, macs: Mapping[str, int], input_size: tuple[int, int]) -> MacsReport:
+    """Put the cost of the modules together.
+
+    Args:
+        model: The network.
+        macs: Multiply-accumulates of each module's own code by its path; a path that is absent has none.
+        input_size: (height, width) in px.
+    """
+    layers = tuple(_layers(model, macs))
+    return MacsReport(
+        macs=sum(layer.macs for layer in layers),
+        parameters=sum(layer.parameters for layer in layers),
+        layers=layers,
+        input_size=input_size,
+    )
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model with tensors that have a history, which `copy.deepcopy` alone refuses.
+
+    Masks and weight norm leave such tensors behind as attributes.
+
+    Raises:
+        UncountableError: Something in the model cannot be copied.
+    """
+    tensors = _tensors(model)
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise uncountable("", model, f"cannot be copied ({error})", "pass the network without wrappers") from error
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [leaf for m in model.modules() for leaf in tree_leaves(vars(m)) if isinstance(leaf, Tensor)]
+
+
+def uncountable(path: str, module: nn.Module, what: str, cure: str) -> UncountableError:
+    """The error that names a module, what it does that cannot be counted, and what helps."""
     return UncountableError(f"{path or _ROOT} ({type(module).__name__}) {what}: {cure}")
 
 
 def _refuse_opaque(path: str, module: nn.Module) -> None:
     """Raise for a module whose type or tensors hide the arithmetic."""
     if isinstance(module, torch.jit.ScriptModule):
-        raise _uncountable(path, module, "is scripted or traced", "count the nn.Module it was made from")
+        raise uncountable(path, module, "is scripted or traced", "count the nn.Module it was made from")
     homes = [base.__module__ for base in type(module).__mro__]
     if any(home.startswith(("torch.", "torchao.")) and ".quantized" in home for home in homes):
-        raise _uncountable(path, module, "is a quantized module", _FLOAT_TWIN)
+        raise uncountable(path, module, "is a quantized module", _FLOAT_TWIN)
     for leaf in tree_leaves(vars(module)):
         if isinstance(leaf, torch.ScriptObject):
-            raise _uncountable(path, module, "holds packed weights", _FLOAT_TWIN)
+            raise uncountable(path, module, "holds packed weights", _FLOAT_TWIN)
         if isinstance(leaf, Tensor):
             _refuse_tensor(path, module, leaf)
 
 
 def _refuse_tensor(path: str, module: nn.Module, tensor: Tensor) -> None:
     if is_lazy(tensor):
-        raise _uncountable(path, module, "has no shape yet", "run one forward pass before counting")
+        raise uncountable(path, module, "has no shape yet", "run one forward pass before counting")
     if tensor.is_quantized:
-        raise _uncountable(path, module, "holds quantized tensors", _FLOAT_TWIN)
+        raise uncountable(path, module, "holds quantized tensors", _FLOAT_TWIN)
     if tensor.layout is not torch.strided:
-        raise _uncountable(path, module, f"holds {tensor.layout} tensors", "count the model with dense weights")
+        raise uncountable(path, module, f"holds {tensor.layout} tensors", "count the model with dense weights")
     if hasattr(tensor, "__tensor_flatten__"):  # a subclass that wraps others: torchao, DTensor
-        raise _uncountable(path, module, f"holds {type(tensor).__name__} weights", "count the model with plain weights")
+        raise uncountable(path, module, f"holds {type(tensor).__name__} weights", "count the model with plain weights")
 
 
 class _HiddenWork(BaseException):
@@ -219,14 +276,8 @@ def _neutral_torch() -> Iterator[None]:
 
 def _evaluation_copy(model: nn.Module) -> nn.Module:
     """An independent float32 copy in evaluation mode, on the CPU, or on the meta device if a parameter is there."""
-    # copy.deepcopy refuses tensors with a history, which masks and weight norm leave behind as attributes.
-    tensors = [leaf for m in model.modules() for leaf in tree_leaves(vars(m)) if isinstance(leaf, Tensor)]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
-    device = "meta" if any(tensor.is_meta for tensor in tensors) else "cpu"
-    try:
-        twin = copy.deepcopy(model, memo).float().to(device)
-    except Exception as error:
-        raise _uncountable("", model, f"cannot be copied ({error})", "pass the network without wrappers") from error
+    device = "meta" if any(tensor.is_meta for tensor in _tensors(model)) else "cpu"
+    twin = independent_copy(model).float().to(device)
     with suppress(NotImplementedError):  # an exported program: its mode was fixed when it was exported
         twin.eval()
     for module in twin.modules():
@@ -234,22 +285,22 @@ def _evaluation_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _run(twin: nn.Module, shape: tuple[int, int, int, int]) -> dict[str, int]:
+def _run(twin: nn.Module, shape: tuple[int, int, int, int], watch: Watch) -> dict[str, int]:
     """One forward pass on zeros; FLOPs by the path of the innermost module that ran them."""
     device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    ledger = _Ledger(twin, counter)
+    ledger = _Ledger(twin, counter, watch)
     try:
         with device, _Guard(), counter:  # type: ignore[no-untyped-call]
             twin(torch.zeros(shape, dtype=torch.float32))
     except _HiddenWork as hidden:
         operator, cure = hidden.args
         what = f"runs {operator}, which hides its arithmetic"
-        raise _uncountable(ledger.stack[-1], twin.get_submodule(ledger.stack[-1]), what, cure) from None
+        raise uncountable(ledger.stack[-1], twin.get_submodule(ledger.stack[-1]), what, cure) from None
     except Exception as error:
         what = f"failed on an input of {'x'.join(map(str, shape))} ({error})"
         cure = "give a size and channels the model accepts"
-        raise _uncountable(ledger.stack[-1], twin.get_submodule(ledger.stack[-1]), what, cure) from error
+        raise uncountable(ledger.stack[-1], twin.get_submodule(ledger.stack[-1]), what, cure) from error
     ledger.settle()
     return ledger.own
 
@@ -260,16 +311,18 @@ class _Ledger:
     Args:
         twin: The network to watch; it keeps the hooks, so it must be a throw-away copy.
         counter: The running counter.
+        watch: Is told of each exit.
     """
 
-    def __init__(self, twin: nn.Module, counter: FlopCounterMode) -> None:
+    def __init__(self, twin: nn.Module, counter: FlopCounterMode, watch: Watch) -> None:
         self.own: dict[str, int] = {}
         self.stack = [""]
         self._counter = counter
+        self._watch = watch
         self._booked = 0
         for path, module in twin.named_modules():
             module.register_forward_pre_hook(partial(self._enter, path), prepend=True)
-            module.register_forward_hook(partial(self._leave, path))
+            module.register_forward_hook(partial(self._leave, path), with_kwargs=True)
 
     def settle(self) -> None:
         """Book what was counted since the last call to the module now on top."""
@@ -281,18 +334,21 @@ class _Ledger:
         self.settle()
         self.stack.append(path)
 
-    def _leave(self, path: str, *_: object) -> None:
+    def _leave(
+        self, path: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+    ) -> None:
         self.settle()
+        self._watch(path, module, (*args, *kwargs.values()), output)
         # A model may catch an error of a child, whose exit is then never called: drop everything above ourselves.
         while self.stack.pop() != path:
             pass
 
 
-def _layers(model: nn.Module, flops: dict[str, int]) -> Iterator[LayerMacs]:
+def _layers(model: nn.Module, own: Mapping[str, int]) -> Iterator[LayerMacs]:
     seen: set[int] = set()
     for path, module in model.named_modules():
         mine = {id(p): p.numel() for p in module.parameters(recurse=False) if id(p) not in seen}
         seen.update(mine)
-        macs, parameters = flops.get(path, 0) // 2, sum(mine.values())
+        macs, parameters = own.get(path, 0), sum(mine.values())
         if macs or parameters:
             yield LayerMacs(path=path, type_name=type(module).__name__, macs=macs, parameters=parameters)

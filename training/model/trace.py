@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from training.measure.macs import MacsReport, count_macs
+from training.measure.competition_macs import count_competition_macs
+from training.measure.macs import LayerMacs, MacsReport, UncountableError, count_macs
 
 FEWEST_ROWS = 5
 """So many blocks a trace shows at least, where the model has them and nobody asks for a depth."""
@@ -22,6 +23,7 @@ class Block:
         output: Shape of what comes out for one image, without the batch; None where it is no tensor.
         macs: Multiply-accumulates, of everything inside.
         parameters: Of everything inside.
+        competition_macs: What the competition's convention counts inside; None where it refuses the model.
     """
 
     path: str
@@ -29,9 +31,27 @@ class Block:
     output: tuple[int, ...] | None
     macs: int
     parameters: int
+    competition_macs: int | None
 
 
-def trace_blocks(model: nn.Module, size: int, depth: int | None = None) -> tuple[MacsReport, tuple[Block, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A model, block by block.
+
+    Args:
+        cost: The whole, exactly.
+        competition: The whole by the competition's convention; None where that refuses the model.
+        refusal: Why it refuses; None where it doesn't.
+        blocks: Those that run, in the order of the modules. Their numbers add up to the whole.
+    """
+
+    cost: MacsReport
+    competition: MacsReport | None
+    refusal: str | None
+    blocks: tuple[Block, ...]
+
+
+def trace_blocks(model: nn.Module, size: int, depth: int | None = None) -> Trace:
     """Send an image through a model and look at its blocks.
 
     Args:
@@ -39,15 +59,24 @@ def trace_blocks(model: nn.Module, size: int, depth: int | None = None) -> tuple
         size: Side of the image, px.
         depth: How many levels of modules are opened; None opens as many as it takes to show five blocks.
 
-    Returns:
-        The whole cost, and the blocks that run, in the order of the modules; their MACs and parameters add up to it.
+    Raises:
+        UncountableError: The exact meter refuses the model.
     """
     cost = count_macs(model, size)
+    competition, refusal = _competition(model, size)
     shapes = _output_shapes(model, size)
-    paths = _paths(model, depth)
-    rows = [_block(model, path, shapes[path], cost) for path in paths if path in shapes]
-    rest = _rest(model, rows, cost)
-    return cost, (*rows, rest) if rest.macs or rest.parameters else tuple(rows)
+    rows = [_block(model, path, shapes[path], cost, competition) for path in _paths(model, depth) if path in shapes]
+    rest = _rest(model, rows, cost, competition)
+    blocks = (*rows, rest) if rest.macs or rest.parameters or rest.competition_macs else tuple(rows)
+    return Trace(cost=cost, competition=competition, refusal=refusal, blocks=blocks)
+
+
+def _competition(model: nn.Module, size: int) -> tuple[MacsReport | None, str | None]:
+    """The count by the competition's convention, or why there is none."""
+    try:
+        return count_competition_macs(model, size), None
+    except UncountableError as error:
+        return None, str(error)
 
 
 def _paths(model: nn.Module, depth: int | None) -> list[str]:
@@ -91,22 +120,31 @@ def _note_shape(
     shapes[path] = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
 
 
-def _block(model: nn.Module, path: str, output: tuple[int, ...] | None, cost: MacsReport) -> Block:
-    inside = [layer for layer in cost.layers if layer.path == path or layer.path.startswith(f"{path}.")]
+def _block(
+    model: nn.Module, path: str, output: tuple[int, ...] | None, cost: MacsReport, competition: MacsReport | None
+) -> Block:
+    inside = _inside(path, cost)
     return Block(
         path=path,
         type_name=type(model.get_submodule(path)).__name__,
         output=output,
         macs=sum(layer.macs for layer in inside),
         parameters=sum(layer.parameters for layer in inside),
+        competition_macs=None if competition is None else sum(layer.macs for layer in _inside(path, competition)),
     )
 
 
-def _rest(model: nn.Module, rows: list[Block], cost: MacsReport) -> Block:
+def _inside(path: str, cost: MacsReport) -> list[LayerMacs]:
+    return [layer for layer in cost.layers if layer.path == path or layer.path.startswith(f"{path}.")]
+
+
+def _rest(model: nn.Module, rows: list[Block], cost: MacsReport, competition: MacsReport | None) -> Block:
+    shown = sum(row.competition_macs or 0 for row in rows)
     return Block(
         path="",
         type_name=type(model).__name__,
         output=None,
         macs=cost.macs - sum(row.macs for row in rows),
         parameters=cost.parameters - sum(row.parameters for row in rows),
+        competition_macs=None if competition is None else competition.macs - shown,
     )

@@ -1,0 +1,45 @@
+"""Images that lie on the engine's device already."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.engines.base import Image
+
+
+class DeviceRows(Sequence[Image]):
+    """Rows of an array of raw images that lies on the engine's device, so that nothing has to travel there.
+
+    Args:
+        images: uint8 [n, height, width, 3], contiguous.
+        rows: int64 [k]; which of them.
+    """
+
+    def __init__(self, images: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image:  # type: ignore[override]
+        image: Image = self.images[int(self.rows[index])].cpu().numpy()
+        return image
+
+    def gather(self) -> torch.Tensor:
+        """The rows: uint8 [k, height, width, 3], in memory of their own on the device."""
+        return self.images.index_select(0, torch.from_numpy(self.rows).to(self.images.device, non_blocking=True))
+
+
+def mirrored(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
+    """Some images left to right, on their device.
+
+    Args:
+        pixels: uint8 [k, height, width, 3].
+        flip: bool [k]; which.
+    """
+    if not flip.any():
+        return pixels
+    which = torch.from_numpy(flip).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
+    return torch.where(which, pixels.flip(2), pixels)

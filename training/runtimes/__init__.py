@@ -1,0 +1,1 @@
+"""What runs a network: PyTorch or onnxruntime, behind one small interface."""
