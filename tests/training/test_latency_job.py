@@ -126,7 +126,7 @@ class TestTable:
         ]
         shown = table(with_figures(report | {"subjects": entries}))
         assert [f" runs/{i} " in f" {shown} " for i in range(len(entries))] == [True] * len(entries)
-        assert max(map(len, shown.split("Reference")[0].splitlines())) <= 120
+        assert max(map(len, shown.split("\n\n")[0].splitlines())) <= 120
 
     def test_a_time_that_is_too_noisy_shows_its_ratio_only(self, report):
         shown = table(with_figures(report, trusted=False, complaint="too noisy: 100 rounds, spread 0.40"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from pipelines.errors import TacopressError, UsageError
+from tests.training.cifar_nets import NETS
 from training.measure.macs import MacsReport, UncountableError, count_macs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -97,6 +98,14 @@ def test_torchvision_golden_integers(name):
 @pytest.mark.parametrize("name", [name for name in TORCHVISION_GOLDENS if name not in TORCHVISION_FAST])
 def test_every_torchvision_golden_integer(name):
     check_torchvision(name)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_cifar_golden_integers(name):
+    make, macs, parameters = NETS[name]
+    report = count_macs(make(), 32)
+    assert (report.macs, report.parameters) == (macs, parameters)
+    assert_adds_up(report)
 
 
 @pytest.mark.parametrize(

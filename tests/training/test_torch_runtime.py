@@ -37,7 +37,7 @@ def images():
 
 def plain(model: nn.Module, images) -> np.ndarray:
     pixels = TensorFormat("float32", CARD.mean, CARD.std)(torch.from_numpy(images).permute(0, 3, 1, 2))
-    with torch.no_grad():
+    with torch_threads(1), torch.no_grad():
         return copy.deepcopy(model).eval()(pixels).numpy()
 
 

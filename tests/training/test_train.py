@@ -315,7 +315,8 @@ def contents(folder):
 
 def test_overwrite_leaves_nothing_of_the_old_run(run, cache, tmp_path):
     copy = Path(shutil.copytree(run[0], tmp_path / "run"))
-    evaluate(EvaluateConfig(model=copy, data=cache, engine="cpu"))
+    evaluate(EvaluateConfig(model=copy, data=cache, engine="cpu", latency_rounds=0))
+    (copy / "best.onnx").write_bytes(b"of the old one")
     train(config(cache, copy, overwrite=True, schedule=ScheduleConfig(epochs=1, warmup_epochs=0)))
     assert {path.name for path in copy.iterdir() if not path.is_dir() or any(path.iterdir())} == {
         "config.yaml",

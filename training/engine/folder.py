@@ -150,7 +150,7 @@ def begin(config: RunConfig, step: int, *, fresh: bool) -> None:
     old = [".*.partial-*", "checkpoints/.*.partial-*"]
     if fresh:
         old += [BEST_NAME, LAST_NAME, METRICS_NAME, RUN_NAME, f"{TENSORBOARD}/events.out.*"]
-        old += ["evaluation_*.json", "confusion_*.png", "predictions_*.csv"]
+        old += ["evaluation_*.json", "confusion_*.png", "calibration_*.png", "predictions_*.csv", "best.onnx"]
         old += ["resume.pt"]  # of an older Tacopress
     Checkpoints(config.out).drop(-1 if fresh else step)
     for pattern in old:
