@@ -21,6 +21,7 @@ from tests.training.runs import config, same, stop_at, untimed, weights
 from training.engine.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from training.engine.preemption import PreemptedError
 from training.evaluate import EvaluateConfig, evaluate
+from training.measure.predictions import read_predictions
 from training.model.model_file import load_model
 from training.train import train
 
@@ -207,8 +208,14 @@ def test_two_processes_train_and_evaluate_like_one(cache, run, tmp_path):
         reports = []
         for processes in (1, 2):
             folder = tmp_path / f"{model.name}{processes}"
+            # Batches of 5 on two processes: 3 and 2 samples each, so that their shares of 14 are 8 and 6.
             evaluation = ["--model", model, "--data", cache, "--out", folder, "--engine", "cpu", "--batch_size", "5"]
+            evaluation += ["--latency_rounds", "0"]
             reports.append(json.loads(launch(processes, "training.evaluate", *evaluation, "--json")))
+            found = read_predictions(folder / "predictions_test.csv")
+            expected = f1_score(found.labels, found.predicted, average="macro", zero_division=0)
+            assert reports[-1]["macro_f1"] == pytest.approx(expected, abs=1e-12)
+            assert found.ids.tolist() == CacheSource(cache, "test").ids.tolist()
         one, two = reports
         assert one["samples"] == two["samples"] == len(CacheSource(cache, "test").labels)
         assert one["confusion"] == two["confusion"]

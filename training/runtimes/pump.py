@@ -17,8 +17,9 @@ from pipelines.engines.cpu_render import show
 from pipelines.errors import CorruptSampleError
 from training.runtimes.base import Runtime
 
-AHEAD_PER_THREAD = 4
-"""Decoded batches that may wait for the network."""
+AHEAD = 128
+"""Decoded images that may wait for the network. So many that a few large files do not empty the store; two batches wait
+in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def pump(
     Raises:
         Exception: Whatever the network raises; the threads have ended by then.
     """
-    work = _Work(runtime, images, spec, batch_size, AHEAD_PER_THREAD * threads, networks, done)
+    work = _Work(runtime, images, spec, batch_size, networks, done)
     others = [threading.Thread(target=work.run, daemon=True) for _ in range(threads - 1)]
     for thread in others:
         thread.start()
@@ -101,12 +102,12 @@ class _Work:
         images: Sequence[Image],
         spec: RenderSpec,
         batch_size: int,
-        ahead: int,
         networks: int,
         done: Callable[[int], None] | None,
     ) -> None:
         self._runtime, self._images, self._spec, self._done = runtime, images, spec, done
-        self._batch_size, self._ahead, self._networks = batch_size, ahead, networks
+        self._batch_size, self._networks = batch_size, networks
+        self._ahead = max(2, AHEAD // batch_size)
         count = len(images)
         self._logits = np.full((count, len(runtime.classes)), np.nan, np.float32)
         self._seconds = np.zeros(count)
