@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from augment_cache.format.manifest import MANIFEST_NAME
 from pipelines.console.cores import usable_cores
 from pipelines.console.files import replacing, write_csv, write_json, write_text
 from pipelines.console.job import run_job
@@ -142,15 +141,22 @@ def find_inputs(data: Path, split: str) -> Inputs:
     Raises:
         UsageError: There is nothing, or a link that leaves the folder.
     """
-    if (data / MANIFEST_NAME).is_file():
+    if (data / "manifest.json").is_file():  # the name is spelled out here: to look it up would load what caches need
         from augment_cache.format.source import CacheSource
 
         source = CacheSource(data, split, copies=0)
         return Inputs(source.names(), source.fetch(np.arange(len(source.labels))))
     if data.is_file():
-        return Inputs([data.name], Lazy(lambda _: read_file(data), np.arange(1)))
+        return Inputs([_as_text(data.name)], Lazy(lambda _: read_file(data), np.arange(1)))
     names = list_images(data)
-    return Inputs(names, Lazy(lambda row: read_file(f"{data}/{names[row]}"), np.arange(len(names))))
+    return Inputs(
+        list(map(_as_text, names)), Lazy(lambda row: read_file(f"{data}/{names[row]}"), np.arange(len(names)))
+    )
+
+
+def _as_text(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _open_runtime(config: PredictConfig, threads: int) -> tuple[Runtime, Fit, int]:
@@ -220,6 +226,7 @@ def _write_arrow(
 def _timing(pumped: Pumped, start_up: float, pumped_at: float) -> dict[str, Any]:
     now = seconds_since_start()
     each = np.delete(pumped.seconds, list(pumped.errors)) * 1000
+    median, p95 = np.percentile(each, (50, 95))
     return {
         "all": round(now, 4),
         "inference_only": round(float(pumped.seconds.sum()), 4),
@@ -229,8 +236,8 @@ def _timing(pumped: Pumped, start_up: float, pumped_at: float) -> dict[str, Any]
         "writing": round(now - pumped_at, 4),
         "per_image_ms": {
             "mean": round(float(each.mean()), 4),
-            "median": round(float(np.median(each)), 4),
-            "p95": round(float(np.percentile(each, 95)), 4),
+            "median": round(float(median), 4),
+            "p95": round(float(p95), 4),
         },
     }
 

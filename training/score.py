@@ -23,7 +23,7 @@ EXAMPLE = """
   python -m training.score --f1 0.6149 --macs 1083210
   python -m training.score --preset level3-2021 --f1 0.7 --seconds 60
   python -m training.score --evaluation runs/train/evaluation_test.json --preset p4-2021,p4-2021-teams
-  python -m training.score --evaluation runs/train --seconds 58.3 --json
+  python -m training.score --evaluation runs/train --timing predictions.timing.json --json
 """
 
 
@@ -38,7 +38,8 @@ class ScoreConfig:
         macs: MACs of one image by the competition's convention, not by the exact meter.
         seconds: Wall time of the whole program, start-up and reading included.
         evaluation: In place of f1, a report of the evaluate job (evaluation_SPLIT.json), or its folder for that of the
-            test split. It holds F1, the confusion matrix, MACs and seconds; --macs and --seconds win over its own.
+            test split. It holds F1, the confusion matrix and MACs; --macs wins over its own.
+        timing: In place of seconds, the record of time that the predict job wrote (NAME.timing.json).
         list: Show the presets with their constants, and where those come from.
         smooth: The variant for searches, without the flat step below the cliff; not the official score.
         resamples: Of the test samples, for the interval.
@@ -51,6 +52,7 @@ class ScoreConfig:
     macs: int | None = None
     seconds: float | None = None
     evaluation: Path | None = None
+    timing: Path | None = None
     list: bool = False
     smooth: bool = False
     resamples: int = 10_000
@@ -60,8 +62,10 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.f1 is not None and self.evaluation is not None:
             raise UsageError("--f1 and --evaluation both say what macro F1 is; give one of them")
+        if self.seconds is not None and self.timing is not None:
+            raise UsageError("--seconds and --timing both say how long the program took; give one of them")
         if self.f1 is None and self.evaluation is None and not self.list:
-            given = [name for name in ("preset", "macs", "seconds") if getattr(self, name) is not None]
+            given = [name for name in ("preset", "macs", "seconds", "timing") if getattr(self, name) is not None]
             if given or self.smooth:
                 raise UsageError("a score needs macro F1; give --f1 or --evaluation, or --list to see the presets")
         if not 100 <= self.resamples <= 10_000_000:
@@ -132,7 +136,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "f1_high": high,
         "scores": scores,
         "left_out": left_out,
-        "notes": _notes(config, numbers, presets),
+        "notes": _notes(numbers, presets),
     }
 
 
@@ -157,7 +161,7 @@ def _missing(preset: ScorePreset, numbers: _Numbers) -> str | None:
     if preset.kind == "f1_macs" and numbers.macs is None:
         return "MACs by the competition's convention; give --macs, or an evaluation with competition_macs"
     if preset.kind == "f1_time" and numbers.seconds is None:
-        return "the seconds of the whole program; give --seconds"
+        return "the seconds of the whole program; give --seconds or --timing"
     return None
 
 
@@ -173,19 +177,12 @@ def _scored(preset: ScorePreset, numbers: _Numbers, config: ScoreConfig) -> dict
     )
 
 
-def _notes(config: ScoreConfig, numbers: _Numbers, presets: Sequence[ScorePreset]) -> list[str]:
+def _notes(numbers: _Numbers, presets: Sequence[ScorePreset]) -> list[str]:
     """What the reader should know beside the numbers."""
-    notes = []
-    timed = any(preset.kind == "f1_time" for preset in presets)
-    if timed and config.seconds is None and numbers.seconds is not None:
-        notes.append(
-            f"{numbers.seconds:g} s are the evaluation's own, on its machine and without start-up; the competition "
-            "timed the whole program: give --seconds"
-        )
-    if numbers.distribution is not None:
-        warnings = (cliff_warning(preset, numbers.distribution) for preset in presets)
-        notes += [warning for warning in warnings if warning]
-    return notes
+    if numbers.distribution is None:
+        return []
+    warnings = (cliff_warning(preset, numbers.distribution) for preset in presets)
+    return [warning for warning in warnings if warning]
 
 
 def _interval(distribution: Floats | None, confidence: float) -> tuple[float | None, float | None]:
@@ -193,11 +190,12 @@ def _interval(distribution: Floats | None, confidence: float) -> tuple[float | N
 
 
 def _numbers(config: ScoreConfig) -> _Numbers:
+    seconds = config.seconds if config.timing is None else _seconds(config.timing)
     if config.evaluation is None:
         assert config.f1 is not None
-        return _Numbers(f1=config.f1, macs=config.macs, seconds=config.seconds)
+        return _Numbers(f1=config.f1, macs=config.macs, seconds=seconds)
     path = config.evaluation / "evaluation_test.json" if config.evaluation.is_dir() else config.evaluation
-    report = _read(path)
+    report = _read(path, "--evaluation", "evaluation_SPLIT.json that python -m training.evaluate wrote")
     f1 = _entry(report, "macro_f1", path)
     if f1 is None or not 0.0 <= f1 <= 1.0:
         raise UsageError(f"{path}: macro_f1 must be a number from 0 to 1; give what python -m training.evaluate wrote")
@@ -208,23 +206,30 @@ def _numbers(config: ScoreConfig) -> _Numbers:
     return _Numbers(
         f1=f1,
         macs=_entry(report, "competition_macs", path) if config.macs is None else config.macs,
-        seconds=_entry(report, "seconds", path) if config.seconds is None else config.seconds,
+        seconds=seconds,
         distribution=distribution,
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _seconds(path: Path) -> float:
+    """Of the whole program, from the record that predict wrote."""
+    report = _read(path, "--timing", "NAME.timing.json that python -m training.predict wrote")
+    timing = report.get("timing")
+    seconds = _entry(timing, "all", path) if isinstance(timing, dict) else None
+    if seconds is None:
+        raise UsageError(f"--timing {path} holds no record of time; give what python -m training.predict wrote")
+    return seconds
+
+
+def _read(path: Path, option: str, source: str) -> dict[str, Any]:
     try:
         report = json.loads(path.read_bytes())
     except OSError as error:
-        raise UsageError(
-            f"--evaluation {path} cannot be read ({error.strerror}); give the evaluation_SPLIT.json that "
-            "python -m training.evaluate wrote"
-        ) from error
+        raise UsageError(f"{option} {path} cannot be read ({error.strerror}); give the {source}") from error
     except ValueError as error:
-        raise UsageError(f"--evaluation {path} is no JSON ({error}); evaluate again") from error
+        raise UsageError(f"{option} {path} is no JSON ({error}); give the {source}") from error
     if not isinstance(report, dict):
-        raise UsageError(f"--evaluation {path} holds no report; give what python -m training.evaluate wrote")
+        raise UsageError(f"{option} {path} holds no report; give the {source}")
     return report
 
 

@@ -160,6 +160,13 @@ def test_one_image(files, photos, tmp_path):
     assert list(read_csv(tmp_path / "out.csv")) == ["000.jpg"]
 
 
+def test_a_name_that_is_no_utf8(files, folder, tmp_path):
+    (folder / "b.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg"))
+    report = predict(PredictConfig(model=files[0] / "model.onnx", data=folder, out=tmp_path / "out.csv"))
+    assert report["predicted"] == 5
+    assert "\ufffd.jpg" in read_csv(tmp_path / "out.csv")
+
+
 def test_a_cache(files, cache, model, tmp_path):
     folder, card = files
     predict(PredictConfig(model=folder / "model.onnx", data=cache, out=tmp_path / "out.csv", split="train"))

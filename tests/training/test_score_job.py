@@ -138,13 +138,30 @@ class TestEvaluation:
         far = score(ScoreConfig(evaluation=evaluation(tmp_path, CONFUSION * 50), preset="p4-2021"))
         assert (far["scores"][0]["below_cliff"], far["notes"]) == (0, [])
 
-    def test_own_seconds_come_with_a_warning(self, tmp_path):
-        path = evaluation(tmp_path)
-        report = score(ScoreConfig(evaluation=path, preset="level3-2021"))
+    def test_the_seconds_of_an_evaluation_are_no_program_time(self, tmp_path):
+        with pytest.raises(UsageError, match="level3-2021 needs the seconds"):
+            score(ScoreConfig(evaluation=evaluation(tmp_path), preset="level3-2021"))
+
+    def test_seconds_from_the_record_of_predict(self, tmp_path):
+        record = tmp_path / "p.timing.json"
+        record.write_text('{"timing": {"all": 12.5, "start_up": 1}}')
+        report = score(ScoreConfig(evaluation=evaluation(tmp_path), preset="level3-2021", timing=record))
         assert report["seconds"] == 12.5
-        assert "whole program" in report["notes"][0]
-        given = score(ScoreConfig(evaluation=path, preset="level3-2021", seconds=60.0))
-        assert (given["seconds"], given["notes"]) == (60.0, [])
+        assert report == score(ScoreConfig(evaluation=tmp_path, preset="level3-2021", seconds=12.5)) | {
+            "evaluation": report["evaluation"]
+        }
+
+    @pytest.mark.parametrize("text", [None, "[]", "{", "{}", '{"timing": 3}', '{"timing": {"all": "x"}}'])
+    def test_records_that_are_none(self, tmp_path, text):
+        record = tmp_path / "p.timing.json"
+        if text is not None:
+            record.write_text(text)
+        with pytest.raises(UsageError, match=r"p\.timing\.json"):
+            score(ScoreConfig(f1=0.6, timing=record))
+
+    def test_seconds_are_given_once(self, tmp_path):
+        with pytest.raises(UsageError, match="--timing"):
+            ScoreConfig(f1=0.6, seconds=3.0, timing=tmp_path / "p.timing.json")
 
     def test_options_win(self, tmp_path):
         report = score(ScoreConfig(evaluation=evaluation(tmp_path), macs=5, preset="p4-2021"))
@@ -152,7 +169,7 @@ class TestEvaluation:
 
     def test_an_old_file_has_no_competition_macs(self, tmp_path):
         path = evaluation(tmp_path, competition_macs=None, macs=937_830)
-        report = score(ScoreConfig(evaluation=path))
+        report = score(ScoreConfig(evaluation=path, seconds=12.5))
         assert list(totals(report)) == ["level3-2021"]
         assert [entry["preset"] for entry in report["left_out"]] == P4_PRESETS
         with pytest.raises(UsageError, match="p4-2021 needs MACs by the competition's convention"):
@@ -177,8 +194,8 @@ class TestEvaluation:
             ('{"macro_f1": "0.6"}', "macro_f1 must be a number"),
             ('{"macro_f1": NaN}', "macro_f1 must be a number"),
             ('{"macro_f1": 0.6, "competition_macs": "many"}', "competition_macs must be a number"),
-            ('{"macro_f1": 0.6, "seconds": true}', "seconds must be a number"),
-            ('{"macro_f1": 0.6, "seconds": 1' + "0" * 400 + "}", "seconds must be a number"),
+            ('{"macro_f1": 0.6, "competition_macs": true}', "competition_macs must be a number"),
+            ('{"macro_f1": 0.6, "competition_macs": 1' + "0" * 400 + "}", "competition_macs must be a number"),
             ('{"macro_f1": 0.6, "confusion": [[1, 2]]}', "confusion must be a square matrix"),
             ('{"macro_f1": 0.6, "confusion": [[1, -2], [3, 4]]}', "confusion must be a square matrix"),
             ('{"macro_f1": 0.6, "confusion": 7}', "confusion must be a square matrix"),

@@ -50,7 +50,7 @@ def draw_calibration(found: Calibration, scores: Scores, classes: Sequence[str],
     left.plot([0, 1], [0, 1], color="0.4", linewidth=1, linestyle="--", label="perfectly calibrated")
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     left.set_title(f"reliability: ECE {found.ece:.3f}, NLL {found.nll:.3f}, Brier {found.brier:.3f}")
-    left.legend(loc="upper left", fontsize=8)
+    left.legend(loc="lower right", fontsize=8)
     places, said = np.arange(len(classes)), scores.confusion.sum(axis=0)
     right.bar(places - 0.2, scores.support, width=0.4, color=TRUE, label="true")
     right.bar(places + 0.2, said, width=0.4, color=SAID, label="predicted")
