@@ -98,7 +98,10 @@ def _folders(config: CompareConfig) -> list[Path]:
             found.append(Path(word))
     if config.reference is not None:
         found.insert(0, config.reference)
-    unique = list(dict.fromkeys(found))
+    by_place: dict[Path, Path] = {}
+    for path in found:
+        by_place.setdefault(path.resolve(), path)
+    unique = list(by_place.values())
     if len(unique) < 2:
         raise UsageError("--runs names fewer than two folders; give at least two to compare")
     return unique
@@ -107,7 +110,10 @@ def _folders(config: CompareConfig) -> list[Path]:
 def _glob(pattern: str) -> list[Path]:
     path = Path(pattern)
     anchor = Path(path.anchor)
-    return sorted(anchor.glob(str(path.relative_to(anchor)) if path.is_absolute() else pattern))
+    try:
+        return sorted(anchor.glob(str(path.relative_to(anchor)) if path.is_absolute() else pattern))
+    except ValueError as error:
+        raise UsageError(f"--runs {pattern} is no pattern ({error}); use * for any name") from error
 
 
 def _read(folder: Path, split: str) -> _Entry:
@@ -119,12 +125,15 @@ def _read(folder: Path, split: str) -> _Entry:
         )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in NUMBERS if key not in report]
+        missing = [key for key in (*NUMBERS, "confusion", "scores", "bytes") if key not in report]
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is no report of training.evaluate ({error}); evaluate again") from error
     if missing:
         raise UsageError(f"{path} lacks {missing[0]}: it was written by another version; evaluate again")
-    return _Entry(folder=folder, report=report, predictions=read_predictions(folder / f"predictions_{split}.csv"))
+    predictions = read_predictions(folder / f"predictions_{split}.csv")
+    if predictions.scores.confusion.tolist() != report["confusion"]:
+        raise UsageError(f"{path} and predictions_{split}.csv beside it are of different evaluations; evaluate again")
+    return _Entry(folder=folder, report=report, predictions=predictions)
 
 
 def _check_same(first: _Entry, other: _Entry) -> None:
@@ -184,8 +193,9 @@ def table(report: dict[str, Any]) -> str:
 
 def _shortened(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the folders that all runs have in common."""
-    common = os.path.commonpath([os.path.dirname(row["run"]) for row in rows])  # noqa: PTH120 - strings, as reported
-    return [row | {"run": os.path.relpath(row["run"], common or ".")} for row in rows]
+    paths = [Path(row["run"]).resolve() for row in rows]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [row | {"run": str(path.relative_to(common))} for row, path in zip(rows, paths, strict=True)]
 
 
 def _quality(row: dict[str, Any]) -> list[object]:

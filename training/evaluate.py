@@ -13,7 +13,7 @@ from torch import nn
 
 from pipelines.console.files import write_bytes, write_json
 from pipelines.console.job import quiet_libraries, run_job
-from pipelines.console.output import human_bytes, render_table, say
+from pipelines.console.output import say
 from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
@@ -29,6 +29,7 @@ from training.measure.calibration import calibration
 from training.measure.calibration_plot import draw_calibration
 from training.measure.competition_macs import count_competition_macs
 from training.measure.confusion_plot import draw_confusion
+from training.measure.evaluation_table import table
 from training.measure.latency import measure_latency
 from training.measure.macs import UncountableError, count_macs
 from training.measure.predictions import Predictions, probabilities, write_predictions
@@ -138,7 +139,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         sentences; `rules` of `rule`, `ok`, `detail`; `seconds` it took.
 
     Raises:
-        ProblemFoundError: Macro F1 is below the floor.
+        ProblemFoundError: Macro F1 is below the floor, or the network answers with numbers that are not finite.
+        UncountableError: The MACs of the network cannot be counted.
     """
     quiet_libraries()
     presets = [load_preset(name.strip()) for name in config.presets.split(",") if name.strip()]
@@ -150,6 +152,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UsageError(f"{path} runs in one process; start without accelerate launch")
     source = _source(config, subject, say_so=accelerator.is_main_process)
     start = time.monotonic()
+    cost = _cost(subject)
     found = (
         _by_onnx(subject.onnx, source, card, process)
         if subject.onnx
@@ -160,7 +163,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     scores, quality = found.scores, calibration(found.labels, found.shares)
     distribution = bootstrap_distribution(scores.confusion, resamples=config.resamples)
     low, high = percentile_interval(distribution)
-    cost = _cost(subject)
+    learned = _learned(config, card)
+    priced = _scores(config, presets, scores.macro_f1, distribution, cost["competition_macs"])
     report = {
         "model": str(path),
         "data": str(config.data),
@@ -176,7 +180,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "input_size": card.size,
         "bytes": path.stat().st_size,
         "latency": _latency(config, subject),
-        **_scores(config, presets, scores.macro_f1, distribution, cost["competition_macs"]),
+        "scores": priced["scores"],
+        "notes": [*([learned] if learned else []), *priced["notes"]],
         "rules": [asdict(finding) for finding in check_rules(subject.network, card)],
         "seconds": round(time.monotonic() - start, 3),
     }
@@ -206,10 +211,18 @@ def _source(config: EvaluateConfig, subject: _Subject, *, say_so: bool) -> Sourc
             f"{config.data} has the classes {', '.join(source.classes)}, but {path} was trained on "
             f"{', '.join(card.classes)}; give the data that belongs to the model"
         )
-    learned = str(card.provenance.get("learned_from", "train"))
-    if say_so and config.split != "train" and (learned == "all" or config.split in learned):
-        say(f"training.evaluate: {path} has learned from the {config.split} split: this is no test of it")
+    if say_so and (warning := _learned(config, card)):
+        say(f"training.evaluate: {path}: {warning}")
     return source
+
+
+def _learned(config: EvaluateConfig, card: ModelCard) -> str:
+    """What to say of a split that the model has learned from; empty if it has not."""
+    learned = str(card.provenance.get("learned_from", "train"))
+    folds = learned.startswith("fold ") and config.split == "val"  # folds are cut from train and val together
+    if config.split == "train" or not (learned == "all" or config.split in learned or folds):
+        return ""
+    return f"it has learned from the {config.split} split, so this is no test of it"
 
 
 def _by_torch(
@@ -319,73 +332,13 @@ def _split_options(config: EvaluateConfig, card: ModelCard) -> SplitOptions:
 
 
 def _write(out: Path, split: str, report: dict[str, Any], found: Predictions) -> None:
-    write_json(out / f"evaluation_{split}.json", report)
     write_predictions(out / f"predictions_{split}.csv", found)
     scores, classes = found.scores, report["classes"]
     title = f"{split}: macro F1 {scores.macro_f1:.3f}, {scores.samples:,} samples"
     write_bytes(out / f"confusion_{split}.png", draw_confusion(scores.confusion, classes, title))
     quality = calibration(found.labels, found.shares)
     write_bytes(out / f"calibration_{split}.png", draw_calibration(quality, scores, classes, title))
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for people: scores per class, the confusion matrix, then the whole, its cost, and its scores."""
-    classes = report["classes"]
-    entries = [report["per_class"][name] for name in classes]
-    said = np.sum(report["confusion"], axis=0).tolist()
-    rows = [
-        [name, entry["precision"], entry["recall"], entry["f1"], entry["support"], count]
-        for name, entry, count in zip(classes, entries, said, strict=True)
-    ]
-    counts = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
-    headers = ["class", ">precision", ">recall", ">F1", ">samples", ">predicted"]
-    parts = [
-        render_table(headers, rows, title=f"{report['split']} split"),
-        render_table(["true \\ predicted", *(f">{name}" for name in classes)], counts),
-        _summary(report),
-    ]
-    if report["scores"]:
-        parts.append(_score_table(report))
-    broken = [finding for finding in report["rules"] if finding["ok"] is False]
-    parts += [f"Rule {finding['rule']}: {finding['detail']}" for finding in broken]
-    parts += report["notes"]
-    return "\n\n".join(parts)
-
-
-def _summary(report: dict[str, Any]) -> str:
-    competition = report["competition_macs"]
-    convention = "" if competition is None else f" ({competition:,} by the competition's convention)"
-    lines = [
-        f"macro F1 {report['macro_f1']:.4f} (95 %: {report['macro_f1_low']:.4f} to {report['macro_f1_high']:.4f}) · "
-        f"accuracy {report['accuracy']:.4f} · ECE {report['calibration']['ece']:.4f} · {report['samples']:,} samples",
-        f"{report['macs']:,} MACs{convention} at {report['input_size']} px · {report['parameters']:,} parameters · "
-        f"{human_bytes(report['bytes'])}",
-    ]
-    latency = report["latency"]
-    if latency is not None:
-        lines.append(f"one image, {latency['runtime']}, {latency['threads']} thread(s): {_latency_words(latency)}")
-    return "\n".join(lines)
-
-
-def _latency_words(latency: dict[str, Any]) -> str:
-    """Only what the noise allows to say."""
-    words = []
-    if latency["trusted"]:
-        words.append(f"{latency['median_ms']:.3f} ms (p95 {latency['p95_ms']:.3f})")
-    if latency["ratio_trusted"]:
-        words.append(
-            f"{latency['ratio_median']:.2f} of {latency['reference']} "
-            f"({latency['ratio_low']:.2f} to {latency['ratio_high']:.2f})"
-        )
-    return " · ".join(words) or latency["complaint"]
-
-
-def _score_table(report: dict[str, Any]) -> str:
-    rows = [
-        [entry["preset"], entry["total"], entry["low"], entry["high"], entry["f1_term"], entry["cost_term"]]
-        for entry in report["scores"]
-    ]
-    return render_table(["score (lower is better)", ">total", ">2.5 %", ">97.5 %", ">F1 term", ">cost term"], rows)
+    write_json(out / f"evaluation_{split}.json", report)  # last: where it is, the rest is
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.console.cores import usable_cores
 from pipelines.console.files import replacing, write_csv, write_json, write_text
 from pipelines.console.job import run_job
-from pipelines.console.output import human_seconds, say
+from pipelines.console.output import as_text, human_seconds, say
 from pipelines.console.progress import ProgressMeter
 from pipelines.console.since import seconds_since_start
 from pipelines.engines.base import Image, RenderSpec
@@ -94,9 +95,13 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """
     inputs = find_inputs(config.data, config.split)
     threads = config.threads or usable_cores()
-    runtime, fit, networks = _open_runtime(config, threads)
+    runtime, fit, networks, surroundings = _open_runtime(config, threads)
+    if clash := {"path", "class"} & set(runtime.classes):
+        raise UsageError(
+            f"a class of {config.model} is called {clash.pop()!r}, as a column is; rename it and train again"
+        )
     start_up = seconds_since_start()
-    with ProgressMeter("predict", len(inputs.names), "images") as meter:
+    with surroundings, ProgressMeter("predict", len(inputs.names), "images") as meter:
         pumped = pump(
             runtime,
             inputs.images,
@@ -112,10 +117,10 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     _write(config.out, inputs.names, runtime.classes, pumped)
     timing = _timing(pumped, start_up, pumped_at)
     report = {
-        "model": str(config.model),
+        "model": as_text(str(config.model)),
         "runtime": runtime.name,
-        "data": str(config.data),
-        "out": str(config.out),
+        "data": as_text(str(config.data)),
+        "out": as_text(str(config.out)),
         "images": len(inputs.names),
         "predicted": len(inputs.names) - len(pumped.errors),
         "rejected": len(pumped.errors),
@@ -147,28 +152,23 @@ def find_inputs(data: Path, split: str) -> Inputs:
         source = CacheSource(data, split, copies=0)
         return Inputs(source.names(), source.fetch(np.arange(len(source.labels))))
     if data.is_file():
-        return Inputs([_as_text(data.name)], Lazy(lambda _: read_file(data), np.arange(1)))
+        return Inputs([as_text(data.name)], Lazy(lambda _: read_file(data), np.arange(1)))
     names = list_images(data)
-    return Inputs(
-        list(map(_as_text, names)), Lazy(lambda row: read_file(f"{data}/{names[row]}"), np.arange(len(names)))
-    )
+    return Inputs(list(map(as_text, names)), Lazy(lambda row: read_file(f"{data}/{names[row]}"), np.arange(len(names))))
 
 
-def _as_text(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 become question marks."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _open_runtime(config: PredictConfig, threads: int) -> tuple[Runtime, Fit, int]:
-    """The network, how its images become square, and how many threads may run it at once."""
+def _open_runtime(config: PredictConfig, threads: int) -> tuple[Runtime, Fit, int, AbstractContextManager[None]]:
+    """The network, how its images become square, how many threads may run it at once, and in what surroundings."""
     if config.model.suffix == ".onnx":
         runtime = OnnxRuntime(config.model, device=config.device)
-        return runtime, runtime.card.fit, threads
+        return runtime, runtime.card.fit, threads, nullcontext()
     from training.model.model_file import find_model, load_model
-    from training.runtimes.torch_runtime import TorchRuntime
+    from training.runtimes.torch_runtime import TorchRuntime, torch_threads
 
     model, card = load_model(find_model(config.model))
-    return TorchRuntime(model, card, device=config.device, threads=threads), card.fit, 1
+    # One thread each: a team of threads for every thread that asks would be the square of them.
+    networks = threads if config.device == "cpu" else 1
+    return TorchRuntime(model, card, device=config.device), card.fit, networks, torch_threads(1)
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -185,7 +185,9 @@ def _write(out: Path, names: list[str], classes: tuple[str, ...], pumped: Pumped
     writers[out.suffix](out, [names[row] for row in kept], winners, classes, shares)
     rejected = beside(out, "rejected.csv")
     if pumped.errors:
-        write_csv(rejected, ("path", "reason"), [(names[row], reason) for row, reason in pumped.errors.items()])
+        write_csv(
+            rejected, ("path", "reason"), [(names[row], as_text(reason)) for row, reason in pumped.errors.items()]
+        )
     else:
         rejected.unlink(missing_ok=True)
 
@@ -216,9 +218,9 @@ def _write_arrow(
 ) -> None:
     import pyarrow as pa
 
-    columns = {"path": pa.array(names, pa.string()), "class": pa.array(winners, pa.string()).dictionary_encode()}
-    columns |= {name: pa.array(shares[:, index], pa.float64()) for index, name in enumerate(classes)}
-    table = pa.table(columns)
+    columns = [pa.array(names, pa.string()), pa.array(winners, pa.string()).dictionary_encode()]
+    columns += [pa.array(shares[:, index], pa.float64()) for index in range(len(classes))]
+    table = pa.Table.from_arrays(columns, names=["path", "class", *classes])
     with replacing(out) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,6 +17,11 @@ def emit(report: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, An
     elif table is not None:
         sys.stdout.write(table(report).rstrip("\n") + "\n")
     sys.stdout.flush()
+
+
+def as_text(name: str) -> str:
+    """A path as text that can be written: bytes that are no UTF-8 become escapes, so that names stay different."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def say(line: str) -> None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 BLOCK = 16
 """Output rows per matrix product: they need few input rows, and the product is small enough to stay on one thread."""
+WHOLE_AT_ONCE = 1 << 20
+"""Levels that become floats at once; of larger images only what a block needs, so that they take little memory."""
 MOST_BITS = 22
 EXACT_BITS = 16
 """Sums of products with so many bits behind the point, 255 at most before it, are exact in float32."""
@@ -45,15 +47,18 @@ def _along_rows(pixels: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
     count, others = pixels.shape[:2]
     blocks = _blocks(count, rows)
     kind = blocks[0].weights.dtype
-    levels = pixels.reshape(count, others * 3).astype(kind)
+    levels = pixels.reshape(count, others * 3)
+    small = levels.size <= WHOLE_AT_ONCE
+    levels = levels.astype(kind) if small else levels
     sums = np.empty((rows, others * 3), kind)
     for block in blocks:
-        np.matmul(block.weights, levels[block.needs], out=sums[block.rows])
+        needed = levels[block.needs]
+        np.matmul(block.weights, needed if small else needed.astype(kind), out=sums[block.rows])
     sums += 0.5  # still below 256: rounding makes the weights of a row add up to hardly more than 1
     return sums.astype(np.uint8).reshape(rows, others, 3)
 
 
-@lru_cache(1024)
+@lru_cache(512)
 def _blocks(count: int, rows: int) -> tuple[_Block, ...]:
     """How `rows` rows come from `count`."""
     starts, weights, bits = _weights(count, rows)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 
-from pipelines.errors import UsageError
+from pipelines.errors import ProblemFoundError, UsageError
 from training.measure.calibration import BINS, calibration
 from training.measure.calibration_plot import draw_calibration
 from training.measure.predictions import Predictions, probabilities, read_predictions, write_predictions
@@ -98,7 +98,9 @@ def test_predictions_come_back_as_they_were(tmp_path_factory, logits, seed):
 @pytest.mark.parametrize(
     "text",
     ["", "a,b\n1,2\n", "sample_id,source,label,predicted\n", "sample_id,source,label,predicted,x\n00,s,y,x,1.0\n",
-     "sample_id,source,label,predicted,x\nzz,s,x,x,1.0\n", "sample_id,source,label,predicted,x\n00,s,x,x\n"],
+     "sample_id,source,label,predicted,x\nzz,s,x,x,1.0\n",
+     "sample_id,source,label,predicted,x\nfffffffffffffffff,s,x,x,1\n",
+     'sample_id,source,label,predicted,x\n00,"' + "s" * 200_000, "sample_id,source,label,predicted,x\n00,s,x,x\n"],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "p.csv").write_text(text)
@@ -106,6 +108,19 @@ def test_other_files_are_refused(tmp_path, text):
         read_predictions(tmp_path / "p.csv")
     with pytest.raises(UsageError, match="does not exist"):
         read_predictions(tmp_path / "q.csv")
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    odd = found([[0, 1, 2]], [0])
+    odd = Predictions(classes=CLASSES, ids=odd.ids, sources=["d/\udce9.png"], labels=odd.labels, shares=odd.shares)
+    write_predictions(tmp_path / "p.csv", odd)
+    assert read_predictions(tmp_path / "p.csv").sources == ["d/\\xe9.png"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_give_no_class(value):
+    with pytest.raises(ProblemFoundError, match="1 of 2 images with numbers that are not finite"):
+        probabilities(np.array([[0, 1, 2], [0, 1, value]], np.float32))
 
 
 def test_softmax_of_extremes():

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ import torch
 from pipelines.errors import UsageError
 from training.compare import CompareConfig, compare
 from training.compare import table as compare_table
-from training.evaluate import EvaluateConfig, evaluate, table
+from training.evaluate import EvaluateConfig, evaluate
 from training.measure.bootstrap import bootstrap_macro_f1, paired_bootstrap
 from training.measure.competition_macs import count_competition_macs
-from training.measure.predictions import read_predictions
+from training.measure.evaluation_table import table
+from training.measure.latency import Timings, summarize
+from training.measure.macs import UncountableError
+from training.measure.predictions import read_predictions, write_predictions
 from training.measure.score import load_preset, score
 from training.model.card import ModelCard
 from training.model.create import create_model
@@ -98,6 +103,13 @@ def test_latency_is_compared_with_the_reference(evaluated, cache, tmp_path, name
     assert "one image" in table(report)
 
 
+def summarized(rounds):
+    """A latency of so many rounds that differ wildly."""
+    times = np.linspace(1, 9, rounds)
+    subject = SimpleNamespace(name="x", threads=1)
+    return summarize(subject, 1, Timings(times, times, 1), times)
+
+
 def test_latency_that_is_too_noisy_is_not_told(evaluated):
     report = dict(evaluated[2]["one"])
     report["latency"] = {
@@ -105,6 +117,7 @@ def test_latency_that_is_too_noisy_is_not_told(evaluated):
         "p95_ms": 99.0, "ratio_median": 1.5, "ratio_low": 0.5, "ratio_high": 3.0, "reference": "r",
         "complaint": "too noisy: close other programs",
     }  # fmt: skip
+    assert "--" not in summarized(10).complaint  # two jobs with other names for their options say it
     text = table(report)
     assert "12.345" not in text
     assert "too noisy" in text
@@ -144,9 +157,17 @@ def damaged(folder, tmp_path, change):
     return copy
 
 
+def settle(copy):
+    """Make the report agree with the predictions again."""
+    report = json.loads((copy / "evaluation_train.json").read_text())
+    report["confusion"] = read_predictions(copy / "predictions_train.csv").scores.confusion.tolist()
+    (copy / "evaluation_train.json").write_text(json.dumps(report))
+
+
 def drop_rows(copy):
     lines = (copy / "predictions_train.csv").read_text().splitlines(keepends=True)
     (copy / "predictions_train.csv").write_text("".join(lines[:-3]))
+    settle(copy)
 
 
 def change_label(copy):
@@ -155,6 +176,13 @@ def change_label(copy):
     rows[1][2] = next(name for name in CLASSES if name != rows[1][2])
     with (copy / "predictions_train.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    settle(copy)
+
+
+def swap_prediction(copy):
+    path = copy / "predictions_train.csv"
+    before = read_predictions(path)
+    write_predictions(path, replace(before, shares=before.shares[:, ::-1]))
 
 
 def drop_key(copy):
@@ -169,6 +197,7 @@ def drop_key(copy):
         (drop_rows, "of which .* are the same"),
         (change_label, "disagree about true classes"),
         (drop_key, "lacks macro_f1_low"),
+        (swap_prediction, "are of different evaluations"),
         (lambda copy: (copy / "evaluation_train.json").write_text("{"), "is no report"),
         (lambda copy: (copy / "evaluation_train.json").unlink(), "run python -m training.evaluate"),
         (lambda copy: (copy / "predictions_train.csv").unlink(), "does not exist"),
@@ -187,3 +216,35 @@ def test_evaluations_that_cannot_be_compared(evaluated, tmp_path, change, words)
 def test_too_few_runs(runs, words):
     with pytest.raises(UsageError, match=words):
         compare(CompareConfig(runs=runs))
+
+
+def test_relative_and_absolute_folders_together(evaluated, monkeypatch):
+    root = evaluated[0]
+    monkeypatch.chdir(root)
+    report = compare(CompareConfig(runs=f"*,{root}/two", split="train", reference=root / "one"))
+    assert len(report["runs"]) == 2
+    text = compare_table(report)
+    assert " one " in text
+    assert " two " in text
+    with pytest.raises(UsageError, match="is no pattern"):
+        compare(CompareConfig(runs="**x", split="train"))
+
+
+@pytest.mark.parametrize(
+    ("learned", "told"), [("fold 0 of 5", True), ("train+val", True), ("all", True), ("train", False)]
+)
+def test_a_split_that_was_learned_from_is_no_test(cache, tmp_path, learned, told):
+    model, card = make_model(tmp_path)
+    save_model(tmp_path / "best.safetensors", model, replace(card, provenance={"learned_from": learned}))
+    report = evaluate(EvaluateConfig(model=tmp_path, data=cache, split="val", engine="cpu", latency_rounds=0))
+    assert any("this is no test of it" in note for note in report["notes"]) == told
+
+
+def test_a_network_that_cannot_be_counted_costs_no_time(evaluated, cache, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UncountableError("it hides its arithmetic")
+
+    monkeypatch.setattr("training.evaluate.count_macs", refuse)
+    monkeypatch.setattr("training.evaluate.gather_predictions", None)  # would fail if it were called
+    with pytest.raises(UncountableError):
+        evaluate(options(evaluated[0] / "one", cache, out=tmp_path))

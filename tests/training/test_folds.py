@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from training.engine.folds import out_of_fold
 from training.engine.groups import find_photos, fold_of_rows, read_photos
 from training.engine.optimization import ScheduleConfig
 from training.engine.preemption import PreemptedError
+from training.evaluate import EvaluateConfig, evaluate
 from training.train import table, train
 
 SHORT = ScheduleConfig(epochs=1, warmup_epochs=0)
@@ -37,7 +40,7 @@ def everything(cache, tmp_path_factory):
 def predictions(out):
     lines = []
     for number in range(FOLDS):
-        with (out / f"fold-{number}" / "predictions_val.csv").open(newline="") as file:
+        with (out / f"fold-{number}" / "predictions_out_of_fold.csv").open(newline="") as file:
             lines.append(list(csv.DictReader(file)))
     return lines
 
@@ -121,9 +124,30 @@ def test_too_many_folds(cache, tmp_path):
         train(config(cache, tmp_path, data=data))
 
 
+def test_folds_that_were_trained_otherwise_give_no_report(everything, cache, tmp_path):
+    out = Path(shutil.copytree(everything[0], tmp_path / "folds"))
+    train(folded(cache, out, fold=1, overwrite=True, seed=5))
+    assert not (out / "out_of_fold.json").exists()
+    train(folded(cache, out, fold=1, overwrite=True))
+    assert json.loads((out / "out_of_fold.json").read_text())["confusion"] == everything[1]["confusion"]
+
+
+def test_an_evaluation_of_a_fold_leaves_its_predictions_alone(everything, cache, tmp_path):
+    out = Path(shutil.copytree(everything[0], tmp_path / "folds"))
+    evaluate(EvaluateConfig(model=out / "fold-0", data=cache, split="val", engine="cpu", latency_rounds=0))
+    assert out_of_fold(out, FOLDS)["confusion"] == everything[1]["confusion"]
+
+
+def test_folds_of_several_data_sets(everything, tmp_path):
+    out = Path(shutil.copytree(everything[0], tmp_path / "folds"))
+    shutil.copyfile(out / "fold-0" / "predictions_out_of_fold.csv", out / "fold-1" / "predictions_out_of_fold.csv")
+    with pytest.raises(UsageError, match="several data sets"):
+        out_of_fold(out, FOLDS)
+
+
 def test_predictions_of_something_else(everything, tmp_path):
     (tmp_path / "fold-0").mkdir()
-    (tmp_path / "fold-0" / "predictions_val.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "fold-0" / "predictions_out_of_fold.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="holds no predictions"):
         out_of_fold(tmp_path, 1)
 

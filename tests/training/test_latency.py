@@ -200,7 +200,7 @@ class TestTrust:
         few = figures(spread=0.0, rounds=FEWEST_ROUNDS - 1)
         assert not few.trusted
         assert not few.ratio_trusted
-        assert few.complaint == "too few: 19 rounds; give --rounds 20 or more"
+        assert few.complaint == "too few: 19 rounds; take 20 or more"
         assert dataclasses.replace(few, rounds=FEWEST_ROUNDS).trusted
 
 

@@ -107,7 +107,7 @@ class TestReport:
     def test_three_rounds_are_not_trusted(self, report):
         assert not any(entry["trusted"] or entry["ratio_trusted"] for entry in report["subjects"])
         shown = table(report)
-        assert "lenet@onnxruntime: too few: 3 rounds; give --rounds 20 or more" in shown
+        assert "lenet@onnxruntime: too few: 3 rounds; take 20 or more" in shown
         assert f"{report['subjects'][1]['median_ms']:.3f}" not in shown.split("Reference")[0]
 
 

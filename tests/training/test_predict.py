@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -164,7 +165,61 @@ def test_a_name_that_is_no_utf8(files, folder, tmp_path):
     (folder / "b.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg"))
     report = predict(PredictConfig(model=files[0] / "model.onnx", data=folder, out=tmp_path / "out.csv"))
     assert report["predicted"] == 5
-    assert "\ufffd.jpg" in read_csv(tmp_path / "out.csv")
+    assert "\\xff.jpg" in read_csv(tmp_path / "out.csv")
+
+
+def test_a_folder_and_a_damaged_image_whose_names_are_no_utf8(files, folder, tmp_path):
+    (folder / "b.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg"))
+    (folder / "a" / "x.JPG").unlink()
+    (folder / "a" / "x.JPG").symlink_to("gone.jpg")
+    other = folder.rename(os.fsdecode(os.fsencode(folder.parent) + b"/caf\xe9"))
+    report = predict(PredictConfig(model=files[0] / "model.onnx", data=other, out=tmp_path / "out.csv"))
+    assert report["rejected"] == 1
+    record = json.loads((tmp_path / "out.timing.json").read_text(encoding="utf-8"))
+    assert record["data"].endswith("caf\\xe9")
+    assert "a/x.JPG" in (tmp_path / "out.rejected.csv").read_text(encoding="utf-8")
+
+
+def test_a_gpu_that_is_not_there(files, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="PyTorch sees no GPU"):
+        predict(PredictConfig(model=files[0], data=folder, out=tmp_path / "out.csv", device="cuda"))
+
+
+def test_a_class_that_is_called_as_a_column_is(model, folder, tmp_path):
+    card = ModelCard(
+        architecture="test_efficientnet",
+        classes=("a", "path", "z"),
+        size=32,
+        fit="pad",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    save_model(tmp_path / "m.safetensors", model, card)
+    with pytest.raises(UsageError, match="called 'path', as a column is"):
+        predict(PredictConfig(model=tmp_path / "m.safetensors", data=folder, out=tmp_path / "out.arrow"))
+
+
+def test_a_model_file_starts_no_more_threads_than_asked(files, photos, tmp_path):
+    code = (
+        "import os, sys, threading\n"
+        "from pathlib import Path\n"
+        "from training.predict import PredictConfig, predict\n"
+        "most = 0\n"
+        "def watch():\n"
+        "    global most\n"
+        "    while True:\n"
+        "        most = max(most, len(os.listdir('/proc/self/task')))\n"
+        "import torch\n"
+        "import training.runtimes.torch_runtime, training.model.model_file, training.runtimes.pump\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "predict(PredictConfig(model=Path(sys.argv[1]), data=Path(sys.argv[2]), out=Path(sys.argv[3]), threads=6))\n"
+        "print(most - before)\n"
+    )
+    words = [sys.executable, "-c", code, str(files[0]), str(photos), str(tmp_path / "out.csv")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 6 + 3  # the watch, and what torch starts once
 
 
 def test_a_cache(files, cache, model, tmp_path):
@@ -226,6 +281,7 @@ def run(*words):
 
 
 def test_an_onnx_file_needs_neither_torch_nor_dali(files, folder, tmp_path):
+    start = time.monotonic()
     done = run("--model", files[0] / "model.onnx", "--data", folder, "--out", tmp_path / "out.csv", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
@@ -235,8 +291,8 @@ def test_an_onnx_file_needs_neither_torch_nor_dali(files, folder, tmp_path):
     assert record["time"]["runtime"] == {key: timing[key] for key in ("all", "inference_only")}
     assert list(record["time"]["inference"]) == list(read_csv(tmp_path / "out.csv"))
     assert sum(record["time"]["inference"].values()) == pytest.approx(timing["inference_only"], abs=1e-3)
-    parts = timing["start_up"] + timing["inferring"] + timing["exposed_loading"] + timing["writing"]
-    assert parts == pytest.approx(timing["all"], abs=1e-3)
+    assert min(timing[key] for key in ("start_up", "inferring", "exposed_loading", "writing")) >= 0
+    assert timing["all"] <= time.monotonic() - start + 0.02
     assert timing["inferring"] <= timing["inference_only"] + 1e-3
     assert "predicted" in table(report)
 
@@ -255,6 +311,7 @@ def test_the_process_knows_when_it_began():
         "from pipelines.console.since import seconds_since_start\n"
         "print(seconds_since_start())"
     )
+    start = time.monotonic()
     seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert seconds >= 0.29
+    assert 0.29 <= seconds <= time.monotonic() - start + 0.02
     assert seconds_since_start() > 0.29

@@ -67,7 +67,7 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
         raise UsageError(f"--out {out} is a file; choose another")
     checkpoints = Checkpoints(out, config.save.keep)
     # Slurm repeats the command as it was, whatever it says about old runs.
-    requeued = bool(checkpoints.paths()) and requeues() > 0 and not _changes(config)
+    requeued = bool(checkpoints.paths()) and requeues() > 0 and not changes(config)
     if config.overwrite and not requeued:
         return None
     if not checkpoints.paths():
@@ -82,7 +82,7 @@ def find_checkpoint(config: RunConfig, warn: Callable[[str], None]) -> dict[str,
         return checkpoints.load(warn)
     if config.resume == "never":
         raise UsageError(f"{out} holds a run already; choose another --out or give --overwrite true")
-    if difference := _changes(config):
+    if difference := changes(config):
         raise UsageError(
             f"{out} holds a run with other options ({difference}); choose another --out, or give --overwrite true to "
             "start anew"
@@ -97,7 +97,7 @@ def _finished_epochs(out: Path) -> bool:
     return any((out / name).exists() for name in (BEST_NAME, "resume.pt"))
 
 
-def _changes(config: RunConfig) -> str:
+def changes(config: RunConfig) -> str:
     """The first option in which the run in the folder differs, in words; empty if none does."""
     return _difference(_saved_options(config.out), plain(config))
 

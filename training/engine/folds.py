@@ -13,7 +13,7 @@ from pipelines.console.files import write_bytes, write_json
 from pipelines.console.output import say
 from pipelines.errors import UsageError
 from training.engine.config import TrainConfig
-from training.engine.folder import BEST_NAME
+from training.engine.folder import BEST_NAME, changes
 from training.engine.loop import gather_predictions
 from training.engine.metrics import Scores
 from training.engine.run import Run
@@ -22,7 +22,8 @@ from training.measure.confusion_plot import draw_confusion
 from training.measure.predictions import read_predictions, write_predictions
 from training.model.model_file import load_model
 
-PREDICTIONS_NAME, REPORT_NAME, PLOT_NAME = "predictions_val.csv", "out_of_fold.json", "confusion_out_of_fold.png"
+PREDICTIONS_NAME = "predictions_out_of_fold.csv"
+REPORT_NAME, PLOT_NAME = "out_of_fold.json", "confusion_out_of_fold.png"
 
 
 def own_folder(config: TrainConfig) -> TrainConfig:
@@ -69,9 +70,22 @@ def predict_fold(config: TrainConfig, machine: Machine, run: Run) -> None:
     if found is None:
         return
     write_predictions(config.out / PREDICTIONS_NAME, found)
-    everything = config.out.parent
-    if all((path / PREDICTIONS_NAME).is_file() for path in _folders(everything, config.data.folds)):
-        out_of_fold(everything, config.data.folds)
+    everything, folds = config.out.parent, config.data.folds
+    folders = _folders(everything, folds)
+    if not all((path / PREDICTIONS_NAME).is_file() for path in folders):
+        return
+    if _same_options(config, folders):
+        out_of_fold(everything, folds)
+    else:  # some lie there from before, and will be trained again
+        (everything / REPORT_NAME).unlink(missing_ok=True)
+
+
+def _same_options(config: TrainConfig, folders: list[Path]) -> bool:
+    """Whether all folds were trained alike."""
+    expected = [
+        replace(config, out=folder, data=replace(config.data, fold=number)) for number, folder in enumerate(folders)
+    ]
+    return not any(changes(fold) for fold in expected)
 
 
 def _folders(out: Path, folds: int) -> list[Path]:
@@ -84,9 +98,15 @@ def out_of_fold(out: Path, folds: int) -> dict[str, Any]:
     Returns:
         Keys: `run`, `folds`, `classes`, `macro_f1`, `accuracy`, `samples`, `per_class`, `confusion`; `fold_macro_f1`,
         and its `mean` and `std`.
+
+    Raises:
+        UsageError: The folds are not parts of one data set.
     """
     read = [read_predictions(path / PREDICTIONS_NAME) for path in _folders(out, folds)]
     classes = read[0].classes
+    ids = np.concatenate([found.ids for found in read])
+    if any(found.classes != classes for found in read) or len(np.unique(ids)) < len(ids):
+        raise UsageError(f"the folds in {out} are of several data sets; train them all again, with --overwrite true")
     confusions = [found.scores.confusion for found in read]
     scores = Scores(np.sum(confusions, axis=0))
     each = [Scores(confusion).macro_f1 for confusion in confusions]

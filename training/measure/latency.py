@@ -80,12 +80,12 @@ class Latency:
     def complaint(self) -> str:
         """Why the time may not be told, and what to do; empty where it may."""
         if self.rounds < FEWEST_ROUNDS:
-            return f"too few: {self.rounds} rounds; give --rounds {FEWEST_ROUNDS} or more"
+            return f"too few: {self.rounds} rounds; take {FEWEST_ROUNDS} or more"
         if self.trusted:
             return ""
         return (
             f"too noisy: {self.rounds} rounds, spread {self.spread:.2f} (limit {SPREAD_LIMIT}); close other programs "
-            "and measure again, with more --rounds if the noise comes and goes"
+            "and measure again, with more rounds if the noise comes and goes"
         )
 
 

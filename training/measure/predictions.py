@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.console.files import write_csv
-from pipelines.errors import UsageError
+from pipelines.console.output import as_text
+from pipelines.errors import ProblemFoundError, UsageError
 from training.engine.metrics import Scores
 
 COLUMNS = ("sample_id", "source", "label", "predicted")
@@ -47,7 +48,17 @@ class Predictions:
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Softmax of each row: float32 [n, classes] → float64 [n, classes]."""
+    """Softmax of each row: float32 [n, classes] → float64 [n, classes].
+
+    Raises:
+        ProblemFoundError: A logit is no finite number: there is no class to be read from that.
+    """
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise ProblemFoundError(
+            f"the network answers {broken} of {len(logits)} images with numbers that are not finite; run it with "
+            "--precision no, or train it again"
+        )
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return shares
@@ -61,7 +72,7 @@ def write_predictions(path: Path, found: Predictions) -> None:
     """
     rows = zip(
         found.ids.tolist(),
-        found.sources,
+        map(as_text, found.sources),
         found.labels.tolist(),
         found.predicted.tolist(),
         found.shares.tolist(),
@@ -95,5 +106,5 @@ def read_predictions(path: Path) -> Predictions:
             labels=np.array([classes.index(line[2]) for line in lines], np.int64),
             shares=np.array([[float(text) for text in line[4:]] for line in lines]).reshape(len(lines), len(classes)),
         )
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError, csv.Error) as error:
         raise UsageError(f"{path} holds no predictions ({error}); delete it and make it again") from error

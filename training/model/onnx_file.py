@@ -19,7 +19,7 @@ from training.model.card import HEADER_KEY, ModelCard, card_text
 from training.runtimes.onnx_runtime import INPUT, OUTPUT, OnnxRuntime
 
 OPSET = 20
-"""Which onnxruntime 1.17 and later read."""
+"""With it, onnxruntime 1.18 and later read the file."""
 PROOF_IMAGES = 4
 TOLERANCE = 1e-4
 """Of the largest logit: what the file's answers may differ from the model's."""

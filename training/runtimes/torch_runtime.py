@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipelines.errors import UsageError
 from pipelines.tensors import TensorFormat
 from training.model.card import ModelCard
 
@@ -37,6 +38,8 @@ class TorchRuntime:
     def __init__(
         self, model: nn.Module, card: ModelCard, *, device: str = "cpu", compile: bool = False, threads: int = 1
     ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: PyTorch sees no GPU here; leave --device at cpu")
         self._device = torch.device(device)
         kind = "compile" if compile else "eager"
         self.name = f"torch-{kind}" if self._device.type == "cpu" else f"torch-{kind}-{self._device.type}"
