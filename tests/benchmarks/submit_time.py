@@ -60,7 +60,7 @@ def make_models(folder: Path) -> None:
         torch.manual_seed(0)
         model = create_model(name, len(CLASSES)).eval()
         scale = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-        card = ModelCard(architecture=name, classes=CLASSES, size=size, fit="pad", **scale)
+        card = ModelCard(architecture=name, classes=CLASSES, size=size, fit="stretch", **scale)
         save_model(folder / f"{name}.safetensors", model, card)
         export_onnx(folder / f"{name}.onnx", model, card)
 
@@ -69,7 +69,7 @@ def make_caches(folder: Path) -> None:
     """A cache of raw pixels for each size."""
     for size in set(NETWORKS.values()):
         words = ["--data", folder / "crops", "--out", folder / f"cache{size}", "--size", size, "--copies", 0]
-        words += ["--encoding", "raw", "--fit", "pad", "--val", 0, "--test", 0]
+        words += ["--encoding", "raw", "--fit", "stretch", "--val", 0, "--test", 0]
         subprocess.run([sys.executable, "-m", "augment_cache.build", *map(str, words)], check=True, cwd=ROOT)
 
 
