@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, render_table
+from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.measure.bootstrap import Paired, paired_bootstrap
 from training.measure.predictions import Predictions, read_predictions
@@ -88,13 +89,13 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 def _folders(config: CompareConfig) -> list[Path]:
     """The folders, the reference first, each once."""
     found: list[Path] = []
-    for word in (part.strip() for part in config.runs.split(",")):
+    for word in names_in(config.runs):
         if any(sign in word for sign in "*?["):
             matches = [path for path in _glob(word) if (path / f"evaluation_{config.split}.json").is_file()]
             if not matches:
                 raise UsageError(f"no folder that matches {word} holds evaluation_{config.split}.json")
             found += matches
-        elif word:
+        else:
             found.append(Path(word))
     if config.reference is not None:
         found.insert(0, config.reference)

@@ -14,6 +14,7 @@ from torch import nn
 from pipelines.console.files import write_bytes, write_json
 from pipelines.console.job import quiet_libraries, run_job
 from pipelines.console.output import say
+from pipelines.console.words import names_in
 from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
@@ -25,7 +26,7 @@ from training.engine.config import Precision
 from training.engine.data import Process, make_test_loader, open_data, process_of
 from training.engine.loop import gather_predictions
 from training.measure.bootstrap import bootstrap_distribution, cliff_warning, percentile_interval
-from training.measure.calibration import calibration
+from training.measure.calibration import Calibration, calibration
 from training.measure.calibration_plot import draw_calibration
 from training.measure.competition_macs import count_competition_macs
 from training.measure.confusion_plot import draw_confusion
@@ -143,7 +144,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UncountableError: The MACs of the network cannot be counted.
     """
     quiet_libraries()
-    presets = [load_preset(name.strip()) for name in config.presets.split(",") if name.strip()]
+    presets = [load_preset(name) for name in names_in(config.presets)]
     subject = _open(config.model)
     card, path = subject.card, subject.path
     accelerator = Accelerator(mixed_precision="no" if subject.onnx else _precision(config, card))
@@ -185,7 +186,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "rules": [asdict(finding) for finding in check_rules(subject.network, card)],
         "seconds": round(time.monotonic() - start, 3),
     }
-    _write(config.out or path.parent, config.split, report, found)
+    _write(config.out or path.parent, config.split, report, found, quality)
     if config.floor is not None and scores.macro_f1 < config.floor:
         message = f"macro F1 {scores.macro_f1:.4f} on {config.split} is below the floor of {config.floor}"
         raise ProblemFoundError(message, report)
@@ -244,7 +245,7 @@ def _by_onnx(runtime: OnnxRuntime, source: Source, card: ModelCard, process: Pro
     threads = process.threads(0)
     images = source.fetch(np.arange(len(source.labels)))
     pumped = pump(runtime, images, RenderSpec(card.size, card.fit), threads=threads, networks=threads)
-    kept = np.array([row for row in range(len(images)) if row not in pumped.errors], np.int64)
+    kept = pumped.kept
     for row, reason in pumped.errors.items():
         say(f"training.evaluate: {source.describe(row)}: {reason}; left out")
     if not len(kept):
@@ -278,15 +279,8 @@ def _latency(config: EvaluateConfig, subject: _Subject) -> dict[str, Any] | None
         mine = OnnxRuntime(subject.path, threads=threads)
     pair = [reference, mine]
     found = measure_latency(pair, batch_size=1, warmup=WARMUP, rounds=config.latency_rounds, seed=0)[1]
-    figures = {key: value for key, value in asdict(found).items() if key != "name"}
-    return {
-        "runtime": found.name,
-        "reference": f"{REFERENCE}, {reference.name}",
-        **figures,
-        "trusted": found.trusted,
-        "ratio_trusted": found.ratio_trusted,
-        "complaint": found.complaint,
-    }
+    figures = found.figures()
+    return {"runtime": figures.pop("name"), "reference": f"{REFERENCE}, {reference.name}", **figures}
 
 
 def _scores(
@@ -331,12 +325,11 @@ def _split_options(config: EvaluateConfig, card: ModelCard) -> SplitOptions:
     )
 
 
-def _write(out: Path, split: str, report: dict[str, Any], found: Predictions) -> None:
+def _write(out: Path, split: str, report: dict[str, Any], found: Predictions, quality: Calibration) -> None:
     write_predictions(out / f"predictions_{split}.csv", found)
     scores, classes = found.scores, report["classes"]
     title = f"{split}: macro F1 {scores.macro_f1:.3f}, {scores.samples:,} samples"
     write_bytes(out / f"confusion_{split}.png", draw_confusion(scores.confusion, classes, title))
-    quality = calibration(found.labels, found.shares)
     write_bytes(out / f"calibration_{split}.png", draw_calibration(quality, scores, classes, title))
     write_json(out / f"evaluation_{split}.json", report)  # last: where it is, the rest is
 

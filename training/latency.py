@@ -7,7 +7,7 @@ a time whose spread is too wide is not shown.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from pipelines.console.cores import usable_cores
 from pipelines.console.job import quiet_libraries, run_job
 from pipelines.console.output import render_table
 from pipelines.console.progress import ProgressMeter
+from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.measure.circumstances import circumstances, load_average
 from training.measure.latency import Latency, measure_latency, noise_images
@@ -126,7 +127,7 @@ def words(text: str, option: str) -> list[str]:
     Raises:
         UsageError: Nothing does.
     """
-    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    found = list(dict.fromkeys(names_in(text)))
     if not found:
         raise UsageError(f"--{option} is empty; name one, or several with commas between")
     return found
@@ -184,7 +185,7 @@ def latency(config: LatencyConfig) -> dict[str, Any]:
 
 
 def _entry(subject: Subject, found: Latency) -> dict[str, Any]:
-    figures = asdict(found)
+    figures = found.figures()
     for key in ("name", "batch_size", "threads"):
         del figures[key]
     return {
@@ -195,9 +196,6 @@ def _entry(subject: Subject, found: Latency) -> dict[str, Any]:
         "size": subject.runtime.size,
         "classes": len(subject.runtime.classes),
         **figures,
-        "trusted": found.trusted,
-        "ratio_trusted": found.ratio_trusted,
-        "complaint": found.complaint,
     }
 
 

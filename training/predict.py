@@ -178,11 +178,11 @@ def beside(out: Path, ending: str) -> Path:
 
 def _write(out: Path, names: list[str], classes: tuple[str, ...], pumped: Pumped) -> None:
     """Predictions and damaged images; a list of damaged ones from an earlier run goes."""
-    kept = [row for row in range(len(names)) if row not in pumped.errors]
+    kept = pumped.kept
     shares = probabilities(pumped.logits[kept])
     winners = [classes[index] for index in shares.argmax(axis=1).tolist()]
     writers = {".csv": _write_csv, ".json": _write_json, ".arrow": _write_arrow}
-    writers[out.suffix](out, [names[row] for row in kept], winners, classes, shares)
+    writers[out.suffix](out, [names[row] for row in kept.tolist()], winners, classes, shares)
     rejected = beside(out, "rejected.csv")
     if pumped.errors:
         write_csv(
@@ -227,7 +227,7 @@ def _write_arrow(
 
 def _timing(pumped: Pumped, start_up: float, pumped_at: float) -> dict[str, Any]:
     now = seconds_since_start()
-    each = np.delete(pumped.seconds, list(pumped.errors)) * 1000
+    each = pumped.seconds[pumped.kept] * 1000
     median, p95 = np.percentile(each, (50, 95))
     return {
         "all": round(now, 4),
@@ -245,8 +245,7 @@ def _timing(pumped: Pumped, start_up: float, pumped_at: float) -> dict[str, Any]
 
 
 def _counts(classes: tuple[str, ...], pumped: Pumped) -> dict[str, int]:
-    kept = np.delete(pumped.logits, list(pumped.errors), axis=0)
-    counts = Counter(kept.argmax(axis=1).tolist())
+    counts = Counter(pumped.logits[pumped.kept].argmax(axis=1).tolist())
     return {name: counts[index] for index, name in enumerate(classes)}
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.console.job import run_job
 from pipelines.console.output import render_table
+from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.engine.metrics import Scores
 from training.measure.bootstrap import bootstrap_distribution, cliff_warning, percentile_interval
@@ -144,8 +145,8 @@ def _named(config: ScoreConfig) -> tuple[str, ...]:
     """The presets that were asked for; empty if none were."""
     if config.preset is None:
         return ()
-    parts = config.preset.split(",") if isinstance(config.preset, str) else config.preset
-    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    parts = names_in(config.preset) if isinstance(config.preset, str) else map(str.strip, config.preset)
+    names = tuple(dict.fromkeys(filter(None, parts)))
     if not names:
         raise UsageError(f"--preset names none; give one of {', '.join(preset_names())}, or leave it out for all")
     return names

@@ -8,6 +8,7 @@ from accelerate.utils import set_seed
 
 from pipelines.console.job import run_job
 from pipelines.console.output import human_seconds, render_table
+from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from pipelines.sources import Source
 from training.engine.agree import agreeing
@@ -17,7 +18,6 @@ from training.engine.folder import BEST_NAME, claim
 from training.engine.folds import cross_validate, own_folder, predict_fold
 from training.engine.preemption import StopSignals
 from training.engine.setup import Network, assemble, start
-from training.engine.tracking import names_in
 from training.model.card import ModelCard
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
 from training.model.start import HUB, start_from

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pipelines.errors import UsageError
+from tests.training.ptflops_2021 import ptflops_macs
 from tests.training.test_macs import (
     CONV_MACS,
     RESNET18_AT_64,
@@ -34,7 +35,6 @@ from training.model.create import create_model
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 METERS = (count_macs, count_competition_macs)
-ACTIVATIONS = [nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6]
 CONV_WITH_BIAS = CONV_MACS + 8 * 32 * 32
 """The competition's count of a 3x3 convolution from 3 to 8 channels on a 32x32 image, padded."""
 
@@ -123,29 +123,6 @@ def test_a_seed_network_that_hides_its_convolutions_costs_the_same(deep):
 
 
 # --- ptflops itself ---------------------------------------------------------------------------------------------------
-
-
-def ptflops_macs(model: nn.Module, size: int) -> int:
-    """By the release of today, told to count as that of 2021, and to take subclasses for their bases."""
-    ptflops = pytest.importorskip("ptflops")
-    known = pytest.importorskip("ptflops.pytorch_ops").MODULES_MAPPING
-    subclasses = {
-        kind: next(hook for base, hook in known.items() if issubclass(kind, base))
-        for kind in {type(module) for module in model.modules()} - {*known, *ACTIVATIONS}
-        if issubclass(kind, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d))
-    }
-    macs, _ = ptflops.get_model_complexity_info(
-        copy.deepcopy(model).eval(),
-        (3, size, size),
-        as_strings=False,
-        print_per_layer_stat=False,
-        verbose=False,
-        backend="pytorch",
-        backend_specific_config={"count_functional": False},
-        ignore_modules=ACTIVATIONS,
-        custom_modules_hooks=subclasses,
-    )
-    return macs
 
 
 @pytest.mark.parametrize("name", ["4_8_4_conv", "4_8_4", "2_5_2", "2_5_2_conv", "4_8_0"])

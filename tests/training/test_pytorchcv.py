@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from ptflops import get_model_complexity_info
 from torch import nn
 
 from pipelines.errors import UsageError
+from tests.training.ptflops_2021 import ptflops_macs
 from training.measure.macs import count_macs
 from training.model.classifier import classifier_names
 from training.model.create import check_input_size, create_model
@@ -16,21 +16,6 @@ from training.model.names import definition_of, resolve
 
 def seed(units, head=""):
     return create_model("shufflenet_g3_x025_" + units.replace("-", "_") + head, 9)
-
-
-def p4_macs(model, size):
-    """The convention of the 2021 contest: ptflops of that summer."""
-    macs, _ = get_model_complexity_info(
-        model.eval(),
-        (3, size, size),
-        as_strings=False,
-        print_per_layer_stat=False,
-        verbose=False,
-        backend="pytorch",
-        backend_specific_config={"count_functional": False},
-        ignore_modules=[nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6],
-    )
-    return macs
 
 
 class TestSeedNetwork:
@@ -53,8 +38,8 @@ class TestSeedNetwork:
         for model, biases in ((convolution, 0), (linear, 9)):
             report = count_macs(model.to("meta"), 80)
             assert (report.macs, report.parameters) == (macs, parameters + biases)
-        assert p4_macs(seed(units, "_conv"), 80) == p4
-        assert p4_macs(seed(units), 80) == p4 + 9
+        assert ptflops_macs(seed(units, "_conv"), 80) == p4
+        assert ptflops_macs(seed(units), 80) == p4 + 9
 
     @pytest.mark.parametrize(
         ("size", "whole", "pruned"),
@@ -69,8 +54,8 @@ class TestSeedNetwork:
         ],
     )
     def test_golden_sizes(self, size, whole, pruned):
-        assert p4_macs(seed("4-8-4", "_conv"), size) == whole
-        assert p4_macs(seed("2-5-2", "_conv"), size) == pruned
+        assert ptflops_macs(seed("4-8-4", "_conv"), size) == whole
+        assert ptflops_macs(seed("2-5-2", "_conv"), size) == pruned
 
     def test_pytorchcv_has_the_same_network(self):
         theirs, ours = create_model("shufflenet_g3_wd4", 9).eval(), create_model("shufflenet_g3_x025", 9).eval()

@@ -18,6 +18,7 @@ import torch
 
 from pipelines.console.output import say
 from pipelines.console.progress import ProgressMeter
+from pipelines.console.words import names_in
 from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.loader import Batch, Loader
 from training.engine.agree import agreeing
@@ -31,7 +32,7 @@ from training.engine.metrics import Scores
 from training.engine.preemption import Council, StopSignals, Wish, preempted
 from training.engine.snapshot import restore, snapshot
 from training.engine.state import RunState
-from training.engine.tracking import RunLog, names_in
+from training.engine.tracking import RunLog
 from training.engine.watch import LossWatch, Trouble
 from training.model.card import ModelCard
 from training.model.model_file import save_state

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipelines.console.job import quiet_libraries
 from pipelines.console.output import say
+from pipelines.console.words import names_in
 from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
 from pipelines.sources import Source
@@ -29,7 +30,7 @@ from training.engine.optimization import Schedule, freeze, make_optimizer
 from training.engine.preemption import StopSignals
 from training.engine.run import Run
 from training.engine.sync_batchnorm import synchronise
-from training.engine.tracking import TENSORBOARD, check_trackers, names_in
+from training.engine.tracking import TENSORBOARD, check_trackers
 from training.model.card import ModelCard
 
 

@@ -28,11 +28,6 @@ PROJECT = "tacopress"
 PACKAGES = ("tacopress", "torch", "torchvision", "timm", "accelerate", "numpy", "opencv-python-headless")
 
 
-def names_in(text: str) -> list[str]:
-    """The names in a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """See whether trackers are known and installed.
 

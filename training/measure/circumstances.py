@@ -26,7 +26,7 @@ def circumstances(packages: Sequence[str]) -> dict[str, Any]:
         "load": load_average(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": {name: found for name in packages if (found := installed_version(name))},
     }
 
 
@@ -47,7 +47,8 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Version of a package, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

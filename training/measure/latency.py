@@ -9,7 +9,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,11 @@ class Latency:
             f"too noisy: {self.rounds} rounds, spread {self.spread:.2f} (limit {SPREAD_LIMIT}); close other programs "
             "and measure again, with more rounds if the noise comes and goes"
         )
+
+    def figures(self) -> dict[str, Any]:
+        """All of it for a report: the attributes, `trusted`, `ratio_trusted` and `complaint`."""
+        trust = {"trusted": self.trusted, "ratio_trusted": self.ratio_trusted, "complaint": self.complaint}
+        return asdict(self) | trust
 
 
 @dataclass(frozen=True)

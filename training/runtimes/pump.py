@@ -40,6 +40,11 @@ class Pumped:
     inferring: float
     total: float
 
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """int64 [k]; positions of the images that are not damaged, ascending."""
+        return np.delete(np.arange(len(self.logits)), list(self.errors))
+
 
 def pump(
     runtime: Runtime,

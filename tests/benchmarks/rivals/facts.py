@@ -6,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from training.measure.circumstances import cpu_model, installed_version
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,7 +27,7 @@ def circumstances(packages: Sequence[str]) -> dict[str, Any]:
             "kernel": platform.release(),
             "python": platform.python_version(),
         },
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": {name: found for name in packages if (found := installed_version(name))},
     }
 
 
@@ -40,27 +41,11 @@ def _unplaced(word: str) -> str:
     return Path(word).name if "/" in word else word
 
 
-def cpu_model() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _git() -> str:
     """The commit, with a plus sign where files differ from it."""
     words = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def middle_and_ends(values: Sequence[float]) -> tuple[float, float, float]:
