@@ -21,7 +21,8 @@ TURN_NAME = ".turn"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What file systems answer that cannot lock: some mounts of Lustre and NFS."""
 LEAVING_SECONDS = 2.0
-"""How long a part waits for another one that leaves: that one holds the folder alone while it tidies."""
+"""How long a part waits for another one that leaves and holds the folder alone while it tidies; and how long anybody
+waits for who has the lock, and has not signed it yet, to say who that is."""
 
 
 @contextmanager
@@ -104,11 +105,12 @@ def _locked(path: Path, kind: int, out: Path, *, wait: bool) -> int:
         except BlockingIOError as error:
             who = _signature(descriptor)
             os.close(descriptor)
-            if kind == fcntl.LOCK_SH and time.monotonic() < patience:
+            if (kind == fcntl.LOCK_SH or not who) and time.monotonic() < patience:
                 time.sleep(0.01)
                 continue
             raise UsageError(
-                f"{out} is being built by {who}; wait until it has finished, or stop it: what is finished is kept"
+                f"{out} is being built by {who or 'another process'}; "
+                "wait until it has finished, or stop it: what is finished is kept"
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -138,9 +140,9 @@ def _sign(descriptor: int) -> None:
         os.pwrite(descriptor, json.dumps(words).encode(), 0)
 
 
-def _signature(descriptor: int) -> str:
+def _signature(descriptor: int) -> str | None:
     try:
         words = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {words['pid']} on {words['host']}, since {words['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return None

@@ -241,6 +241,20 @@ def test_a_lock_signed_with_rubbish(tmp_path):
                 pytest.fail("both are in")
 
 
+def test_a_lock_that_is_held_and_not_signed_yet(tmp_path, monkeypatch):
+    """Between the locking and the signing another one may look: it waits for the name."""
+    monkeypatch.setattr(lock, "LEAVING_SECONDS", 5.0)
+    with building(tmp_path, None):
+        path = tmp_path / ".lock"
+        words = path.read_bytes()
+        path.write_bytes(b"")
+        signing = threading.Timer(0.2, path.write_bytes, [words])
+        signing.start()
+        with pytest.raises(UsageError, match=WHO), building(tmp_path, None):
+            pytest.fail("both are in")
+        signing.join()
+
+
 # --- processes that die ----------------------------------------------------------------------------------------------
 
 

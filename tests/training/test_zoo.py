@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import mobilenetv2, squeezenet
 
 from pipelines.errors import UsageError
-from tests.training.test_pytorchcv import p4_macs
+from tests.training.ptflops_2021 import ptflops_macs
 from training.measure.macs import count_macs
 from training.model.card import ModelCard
 from training.model.create import create_model, definition_of
@@ -287,7 +287,7 @@ class TestShipped:
     def test_mobilenetv3_has_the_macs_that_the_contest_counted(self):
         """Its own pooling class was not seen; the convention counts one operation per pooled value."""
         model = create_model("mobilenetv3_large", 9)
-        assert p4_macs(model, 224) == 224_128_545 + 960 * 7 * 7
+        assert ptflops_macs(model, 224) == 224_128_545 + 960 * 7 * 7
         assert count_macs(model.to("meta"), 224).macs == 215_321_280
 
     def test_baseline_layouts_load(self, tmp_path):
