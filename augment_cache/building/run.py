@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ KILLED = (
     "--processes or a smaller --batch: what is finished is kept"
 )
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
+OWN_SIGNAL_SECONDS = 1.0
+"""Ctrl-C reaches all processes of a terminal, but perhaps a builder before its parent: then ours is on its way."""
 TAKING_SECONDS = 20.0
 """To take the next shard takes microseconds."""
 
@@ -171,6 +174,8 @@ def _hear(
             continue
         del busy[reader]
         process.join()
+        if process.exitcode in {-number for number in SIGNALS}:
+            time.sleep(OWN_SIGNAL_SECONDS)
         if process.exitcode != 0:
             raise TacopressError(KILLED)
 

@@ -347,6 +347,23 @@ def test_workers_die_with_their_parent(photos, build_cache, hashes, cache, tmp_p
     assert hashes(out) == hashes(cache)
 
 
+def test_ctrl_c_that_reaches_a_worker_before_its_parent(photos, tmp_path):
+    """As a busy machine may deliver it: that is Ctrl-C, and no lack of memory."""
+    out = tmp_path / "cache"
+    words = ["--data", photos, "--out", out, "--engine", "cpu", "--size", 32, "--shard_mib", 0.01, "--processes", 3]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert _until(lambda: any(out.glob("*/shard-*.arrow")), 60)
+    os.kill(_children(parent.pid)[-1], signal.SIGINT)
+    time.sleep(0.6)
+    parent.send_signal(signal.SIGINT)
+    said = parent.communicate(timeout=20)[1]
+    assert parent.returncode in (130, -signal.SIGINT), said
+    assert "interrupted" in said
+    assert hidden(out) == []
+
+
 @pytest.mark.parametrize("moment", ["before its first shard", "while it writes"])
 def test_a_worker_that_is_killed(photos, build_cache, hashes, cache, tmp_path, monkeypatch, moment):
     import augment_cache.building.worker as worker
