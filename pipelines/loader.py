@@ -63,6 +63,8 @@ class LoaderOptions:
         seed: Of order and plan.
         view: Random flip and crop.
         policy: Online augmentation, drawn anew in each epoch; None for none.
+        repeat: After so many epochs, flips, crops and online augmentation come again; 0 for never. The order of the
+            samples, and how batches are mixed, does not.
         mix: Mixup and CutMix.
         damaged: `raise` stops at a sample that cannot be read; `skip` leaves it out of its batch and goes on, see
             `Loader.skipped`.
@@ -76,6 +78,7 @@ class LoaderOptions:
     seed: int = 0
     view: View = PLAIN_VIEW
     policy: Policy | None = None
+    repeat: int = 0
     mix: MixOptions = NO_MIX
     damaged: Literal["raise", "skip"] = "raise"
     rank: int = 0
@@ -94,6 +97,10 @@ class LoaderOptions:
     def unit(self) -> int:
         """Samples of a batch that no cut between ranks may part."""
         return 2 if self.mix.active else 1
+
+    def round_of(self, epoch: int) -> int:
+        """Which draw of flips, crops and online augmentation an epoch shows."""
+        return epoch % self.repeat if self.repeat else epoch
 
     @property
     def order_name(self) -> OrderName:
@@ -237,7 +244,7 @@ class Loader:
                 ids[np.concatenate([step.positions for step in steps])],
                 seed=options.seed,
                 stage=Stage.LOAD,
-                rounds=(epoch,),
+                rounds=(options.round_of(epoch),),
                 view=options.view,
             )
             done = 0

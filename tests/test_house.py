@@ -66,6 +66,7 @@ def test_the_jobs_are_these():
         "compress.export",
         "pipelines.bench",
         "training.compare",
+        "training.distill",
         "training.evaluate",
         "training.latency",
         "training.models",
@@ -94,13 +95,15 @@ def test_recipes_are_complete_and_valid():
     from jsonargparse import Namespace
 
     from pipelines.console.parser import make_parser, parse
+    from training.distillation.options import DistillConfig
     from training.engine.config import TrainConfig
 
     recipes = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
-        parser = make_parser(TrainConfig, name="training.train", summary="", example="")
-        config, as_json = parse(parser, TrainConfig, ["--config", str(recipe)])
-        assert isinstance(config, TrainConfig)
+        kind = DistillConfig if recipe.stem.startswith("distill") else TrainConfig
+        parser = make_parser(kind, name="training.train", summary="", example="")
+        config, as_json = parse(parser, kind, ["--config", str(recipe)])
+        assert isinstance(config, kind)
         assert not as_json
         assert not isinstance(config.data, Namespace)

@@ -15,6 +15,7 @@ from torch import nn
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 from training.engine.optimization import (
+    ALL_BUT_CLASSIFIER,
     OptimizerConfig,
     Schedule,
     ScheduleConfig,
@@ -23,6 +24,7 @@ from training.engine.optimization import (
     layer_depths,
     make_optimizer,
 )
+from training.model.create import create_model
 
 NAMES = ["cosine", "onecycle", "plateau", "step", "multistep", "poly", "tanh", "constant"]
 STEPS = 7
@@ -236,6 +238,32 @@ def test_freezing_what_is_not_there_lists_what_is(efficientnet, prefix):
     with pytest.raises(UsageError, match=r"its parts are conv_stem, bn1, blocks, .*classifier"):
         freeze(efficientnet, [prefix])
     assert all(parameter.requires_grad for parameter in efficientnet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("test_efficientnet", {"classifier"}),
+        ("shufflenet_g3_x025_conv", {"output"}),
+        ("sum:test_efficientnet+test_efficientnet", {"student.classifier", "assistant.classifier"}),
+    ],
+)
+def test_everything_but_the_classifier_stands_still(name, heads):
+    """Its statistics, too."""
+    model = create_model(name, 4)
+    modules = freeze(model, [ALL_BUT_CLASSIFIER])
+    moving = {path.rpartition(".")[0] for path, value in model.named_parameters() if value.requires_grad}
+    assert moving == heads
+    model.train()
+    keep_frozen_in_eval(modules)
+    assert not [
+        path for path, module in model.named_modules() if module.training and isinstance(module, nn.BatchNorm2d)
+    ]
+
+
+def test_a_network_without_a_known_classifier_cannot_be_frozen_up_to_it():
+    with pytest.raises(UsageError, match="the classifier of the network cannot be found"):
+        freeze(network(), [ALL_BUT_CLASSIFIER])
 
 
 def test_statistics_of_frozen_normalisation_stand_still():

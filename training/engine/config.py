@@ -32,6 +32,8 @@ class DataConfig:
         flip: Mirror half of the training images left to right.
         min_area: Smallest share of the image that a random resized crop shows; 1 switches it off.
         augment: Policy for online augmentation, by name or path, drawn anew in each epoch; none when absent.
+        views: Let flips, crops and online augmentation of an image come again after so many epochs; 0 draws new ones in
+            each epoch. A teacher then has to look at each of them only once.
         order: shuffled sees each training row once per epoch; balanced draws every class equally often, rows of rare
             classes several times, each time with another flip, crop and augmentation.
         check: rows holds every row of a cache against its checksum when it is read; off trusts the disk.
@@ -59,6 +61,7 @@ class DataConfig:
     flip: bool = True
     min_area: float = 1.0
     augment: str | None = None
+    views: int = 0
     order: Literal["shuffled", "balanced"] = "shuffled"
     check: Literal["rows", "off"] = "rows"
     damaged: Literal["raise", "skip"] = "raise"
@@ -80,7 +83,8 @@ class ModelConfig:
         name: Of timm or pytorchcv, or a YAML file; python -m training.models lists them.
         weights: Where to start from: a state dict (.safetensors or .pth), a run folder or a model file, or `pretrained`
             for what timm's hub has; random weights when absent.
-        freeze: Parts that do not learn, by the first components of their names: conv_stem,bn1,blocks.0 for example.
+        freeze: Parts that do not learn, by the first components of their names: conv_stem,bn1,blocks.0 for example; or
+            all-but-classifier.
         drop_rate: Dropout before the classifier.
         drop_path: Stochastic depth, where the network has it.
         channels_last: Keep activations in channels-last memory.
@@ -230,6 +234,7 @@ class RunConfig:
             "--data.copies": (self.data.copies, 0, 1000),
             "--data.threads": (self.data.threads, 0, 4096),
             "--data.folds": (self.data.folds, 0, 1000),
+            "--data.views": (self.data.views, 0, 1e6),
             "--data.resident_share": (self.data.resident_share, 1e-6, 1),
             "--ema.decay": (self.ema.decay, 0, 0.999999),
             "--stop.patience": (self.stop.patience, 0, 1e6),

@@ -173,6 +173,7 @@ def make_loaders(
             order=data.order,
             view=view,
             policy=policy,
+            repeat=data.views,
             mix=config.mix,
         )
         here = [source for source in sources if source is not None]

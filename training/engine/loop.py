@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,54 +20,12 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pipelines.loader import Batch, Loader
-from pipelines.mix import Mix
 from pipelines.tensors import TensorFormat
-from training.engine.losses import Loss
+from training.engine.learner import deployed
 from training.engine.metrics import Scores
+from training.engine.objective import LOGITS, Forward, Objective
 from training.engine.optimization import Schedule, keep_frozen_in_eval
 from training.measure.predictions import Predictions, probabilities
-
-
-class Objective(Protocol):
-    """What is minimised, see `training.engine.losses.Loss`; other jobs look at the images, too, to ask a teacher."""
-
-    def __call__(
-        self, images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, mix: Mix | None, total: int
-    ) -> torch.Tensor:
-        """This process's share of the loss of a batch of `total` samples over all processes.
-
-        Args:
-            images: Float [k, 3, size, size], as the network got them.
-            logits: Float32 [k, classes].
-            labels: int64 [k].
-            mix: How pairs of images were mixed, None if they were not.
-            total: Samples of the batch, of all processes together.
-        """
-        ...
-
-
-@dataclass
-class Supervised:
-    """The objective that needs nothing but labels.
-
-    Attributes:
-        accelerator: accelerate.Accelerator.
-        loss: Of logits and labels.
-    """
-
-    accelerator: Any
-    loss: Loss
-
-    def __call__(
-        self, images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, mix: Mix | None, total: int
-    ) -> torch.Tensor:
-        """See `Objective`."""
-        together = self._sum if self.accelerator.num_processes > 1 else None
-        return self.loss(logits, labels, mix, total=total, sum_over_ranks=together)
-
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        summed: torch.Tensor = self.accelerator.reduce(values, "sum")
-        return summed
 
 
 @dataclass
@@ -106,8 +64,8 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept: the average of the weights if there is one."""
-        return self.ema.module if self.ema is not None else self.plain
+        """What is evaluated and kept: the average of the weights if there is one, without parts of training."""
+        return deployed(self.ema.module if self.ema is not None else self.plain)
 
     def train_mode(self) -> None:
         """To be called before training goes on."""
@@ -147,10 +105,18 @@ class Trainer:
         device = self.accelerator.device
         images = network_input(batch, device, self.format)
         with self.accelerator.autocast():
-            logits = self.model(images)
+            outputs = self.model(images)
         real = slice(0, batch.real)
+        named = outputs if isinstance(outputs, dict) else {LOGITS: outputs}
         return self.objective(
-            images[real], logits[real].float(), batch.labels.to(device, non_blocking=True)[real], batch.mix, total
+            Forward(
+                images=images[real],
+                outputs={name: value[real].float() for name, value in named.items()},
+                labels=batch.labels.to(device, non_blocking=True)[real],
+                rows=batch.rows[real],
+                mix=batch.mix,
+                total=total,
+            )
         )
 
     def evaluate(

@@ -16,6 +16,9 @@ from torch import nn
 from pipelines.errors import UsageError
 from training.engine.schedule import Schedule as Schedule
 from training.engine.schedule import ScheduleConfig as ScheduleConfig
+from training.model.classifier import classifier_names
+
+ALL_BUT_CLASSIFIER = "all-but-classifier"
 
 OptimizerOption: TypeAlias = bool | int | float | str | list  # type: ignore[type-arg]  # what YAML has
 
@@ -55,12 +58,15 @@ class OptimizerConfig:
                 raise UsageError(f"--optimizer.{name} must be {wanted}, got {getattr(self, name)}")
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, extra: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """An optimizer of timm over the parameters that are not frozen; biases and normalisation are not decayed.
 
     Args:
         model: As it was created, not prepared: wrappers hide timm's knowledge of its layers.
         config: Which optimizer.
+        extra: What learns beside the network: its parameters get the rate of the last layer.
 
     Raises:
         UsageError: timm has none of that name, or it is not to be had here; it takes no such options; or all
@@ -68,6 +74,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     """
     options = _checked_options(config)
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if groups and extra is not None:
+        groups += parameter_groups(extra, config.weight_decay, 1.0 if config.layer_decay else None)
     if not groups:
         raise UsageError("the network has no parameter left to train: freeze fewer of its parts")
     try:
@@ -184,7 +192,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
     Args:
         model: Any network, not prepared.
         prefixes: Module paths, in whole components: `blocks.1` is not a part of `blocks.10`. A parameter may be named
-            by its full path.
+            by its full path. `ALL_BUT_CLASSIFIER` alone stands for everything before the classifier.
 
     Returns:
         The frozen modules, for `keep_frozen_in_eval`.
@@ -193,7 +201,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
         UsageError: A prefix has no parameters.
     """
     frozen = []
-    for prefix in prefixes:
+    for prefix in _all_but_classifier(model) if list(prefixes) == [ALL_BUT_CLASSIFIER] else prefixes:
         inside = [
             parameter for name, parameter in model.named_parameters() if name == prefix or name.startswith(f"{prefix}.")
         ]
@@ -204,6 +212,28 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
             parameter.requires_grad_(False)
         frozen += [module for path, module in model.named_modules() if path == prefix]
     return frozen
+
+
+def _all_but_classifier(model: nn.Module) -> list[str]:
+    """Paths of the largest parts without a layer of the classifier."""
+    heads = classifier_names(model)
+    if not heads:
+        raise UsageError(
+            f"--model.freeze {ALL_BUT_CLASSIFIER}: the classifier of the network cannot be found; name parts"
+        )
+
+    def parts(module: nn.Module, path: str) -> list[str]:
+        if path in heads:
+            return []
+        if path and not any(head.startswith(f"{path}.") for head in heads):
+            return [path] if any(True for _ in module.parameters()) else []
+        own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+        below = [
+            found for name, child in module.named_children() for found in parts(child, f"{path}.{name}".lstrip("."))
+        ]
+        return [*own, *below]
+
+    return parts(model, "")
 
 
 def keep_frozen_in_eval(modules: Sequence[nn.Module]) -> None:

@@ -164,6 +164,7 @@ class Run:
         """Train what is left of the epoch under way."""
         state, loader = self.state, self.train_loader
         loader.set_epoch(state.epoch)
+        self.trainer.objective.begin(state.epoch, self._pause)
         self.trainer.train_mode()
         began = time.monotonic() - state.seconds
         steps = self.steps - (state.step - state.epoch * self.steps)
@@ -336,7 +337,8 @@ class Run:
         self.checkpoints.save(self.state.step, self._snapshot())
 
     def _snapshot(self) -> dict[str, Any]:
-        return {"data": self.data, "network": self.network, **snapshot(self.state, self.trainer, self.train_loader)}
+        begun = {"data": self.data, "network": self.network, "objective": self.trainer.objective.fingerprint}
+        return begun | snapshot(self.state, self.trainer, self.train_loader)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         out = self.config.out
@@ -346,6 +348,8 @@ class Run:
         if checkpoint["network"] != self.network:
             name = self.card.architecture
             raise UsageError(f"{name} is not what it was when {out} was begun: its definition has changed; {cure}")
+        if checkpoint.get("objective", "") != self.trainer.objective.fingerprint:
+            raise UsageError(f"the teacher is not the one that {out} was begun with; {cure}")
         try:
             self.state = restore(checkpoint, self.trainer, self.train_loader)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

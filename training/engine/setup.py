@@ -1,8 +1,8 @@
 """From options and a network to a run: what train, distill and every fine-tuning have in common."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from pipelines.console.output import say
 from pipelines.console.words import names_in
 from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
+from pipelines.loader import Loader
 from pipelines.sources import Source
 from pipelines.tensors import TensorFormat
 from training.engine.agree import agreeing
 from training.engine.config import RunConfig
 from training.engine.data import Process, make_loaders, process_of
-from training.engine.loop import Objective, Supervised, Trainer
+from training.engine.learner import Learner, Part
+from training.engine.loop import Trainer
 from training.engine.losses import Loss, make_loss
+from training.engine.objective import Objective, Supervised
 from training.engine.optimization import Schedule, freeze, make_optimizer
 from training.engine.preemption import StopSignals
 from training.engine.run import Run
@@ -58,6 +61,8 @@ class Network:
         channels_last: Keep activations in channels-last memory.
         sync_batchnorm: Batch normalisation over all processes.
         compile: With torch.compile.
+        parts: What only training uses, by name.
+        lone_classifier: See `training.engine.learner.Learner`.
     """
 
     model: nn.Module
@@ -66,6 +71,34 @@ class Network:
     channels_last: bool = True
     sync_batchnorm: bool = False
     compile: bool = False
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    lone_classifier: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an objective is made from.
+
+    Attributes:
+        machine: Devices and processes.
+        loss: Of logits and labels.
+        source: What is learned from, as it was opened.
+        loader: Of that; its own source may hold decoded images of one size.
+        format: What the network gets.
+        spec: Size and fit of its images.
+    """
+
+    machine: Machine
+    loss: Loss
+    source: Source
+    loader: Loader
+    format: TensorFormat
+    spec: RenderSpec
+
+
+def supervised(setting: Setting) -> Objective:
+    """The objective of labels alone."""
+    return Supervised(setting.machine.accelerator, setting.loss)
 
 
 def start(config: RunConfig) -> Machine:
@@ -143,7 +176,8 @@ def assemble(
     sources: tuple[Source, Source | None],
     network: Network,
     signals: StopSignals,
-    objective: Callable[[Any, Loss], Objective] = Supervised,
+    objective: Callable[[Setting], Objective] = supervised,
+    name: str = "train",
 ) -> Run:
     """Put a run together. The engine of its loaders is the caller's to close.
 
@@ -153,12 +187,14 @@ def assemble(
         sources: From `training.engine.data.training_sources`.
         network: What to train.
         signals: What may stop the run.
-        objective: Makes the objective, from the accelerator and the loss of the labels.
+        objective: Makes the objective.
+        name: Of the job, for messages.
 
     Raises:
         UsageError: The options cannot be carried out.
     """
     accelerator, card = machine.accelerator, network.card
+    spec = RenderSpec(card.size, card.fit)
     wanted = TensorFormat("float32", card.mean, card.std, channels_last=network.channels_last)
     with agreeing(accelerator):  # preparing asks all processes
         labels = sources[0].labels
@@ -167,30 +203,38 @@ def assemble(
         )  # there all classes are met equally often
         loss = make_loss(config.loss, met, len(card.classes), accelerator.device)
         model, frozen = _placed(config, machine, network)
-        optimizer = make_optimizer(model, config.optimizer)
-        ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
-        train_loader, val_loader = make_loaders(
-            config, machine.process, sources, RenderSpec(card.size, card.fit), wanted
-        )
+        learner = _with_parts(model, network, accelerator.device)
+        optimizer = make_optimizer(model, config.optimizer, extra=getattr(learner, "parts", None))
+        ema = ModelEmaV3(learner, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
+        train_loader, val_loader = make_loaders(config, machine.process, sources, spec, wanted)
     try:
-        faster = torch.compile(model) if network.compile else model
+        faster = torch.compile(learner) if network.compile else learner
         prepared, prepared_optimizer = accelerator.prepare(faster, optimizer)
         trainer = Trainer(
             accelerator=accelerator,
             model=prepared,
             optimizer=prepared_optimizer,
             schedule=Schedule(optimizer, config.schedule, config.optimizer.lr, len(train_loader) // config.accumulate),
-            objective=objective(accelerator, loss),
+            objective=objective(
+                Setting(machine=machine, loss=loss, source=sources[0], loader=train_loader, format=wanted, spec=spec)
+            ),
             format=wanted,
             clip_norm=config.optimizer.clip_norm,
             seed=config.seed,
             frozen=frozen,
             ema=ema,
         )
-        return Run(config, accelerator, trainer, train_loader, val_loader, card, signals)
+        return Run(config, accelerator, trainer, train_loader, val_loader, card, signals, name)
     except BaseException:
         train_loader.engine.close()
         raise
+
+
+def _with_parts(model: nn.Module, network: Network, device: torch.device) -> nn.Module:
+    """The placed network, together with what only training uses."""
+    if not network.parts and not network.lone_classifier:
+        return model
+    return Learner(model, network.parts, lone_classifier=network.lone_classifier).to(device)
 
 
 def _placed(config: RunConfig, machine: Machine, network: Network) -> tuple[nn.Module, list[nn.Module]]:

@@ -13,6 +13,7 @@ from training.model.classifier import calm_classifier, classifier_names
 from training.model.cv_models import create_cv_model, create_seed_model
 from training.model.names import definition_of as definition_of
 from training.model.names import resolve
+from training.model.summed import SummedModel
 from training.model.zoo.build import build_model
 from training.model.zoo.schema import read_definition
 
@@ -31,7 +32,8 @@ def create_model(
     Args:
         name: A name of timm (`mobilenetv3_small_050`), of a definition that comes with Tacopress
             (`mobilenetv3_large`), of pytorchcv (`shufflenet_g3_wd4`), of the seed network (`shufflenet_g3_x025_2_5_2`),
-            or a YAML file. Where two have a name, timm wins; `timm:`, `yaml:` and `pytorchcv:` before it decide.
+            or a YAML file; `sum:A+B` adds up the logits of two networks of timm or pytorchcv. Where two have a name,
+            timm wins; `timm:`, `yaml:` and `pytorchcv:` before it decide.
         num_classes: Outputs; they win over the number that a definition names for its last layer.
         drop_rate: Dropout before the classifier.
         drop_path: Stochastic depth: how often the last shortcut drops its block in training.
@@ -62,10 +64,26 @@ def _from_name(name: str, num_classes: int, drop_rate: float, drop_path: float) 
     if origin == "yaml":
         value = read_definition(Path(bare))
         return build_model(value, num_classes, source=bare, drop_rate=drop_rate, drop_path=drop_path)
+    if origin == "sum":
+        return _sum_of(bare, num_classes, drop_rate, drop_path)
     if drop_path:
         raise UsageError(f"{name} has no stochastic depth; leave drop_path at 0 or name a model of timm")
     make = create_seed_model if origin == "seed" else create_cv_model
     return make(bare, num_classes, drop_rate=drop_rate)
+
+
+def _sum_of(names: str, num_classes: int, drop_rate: float, drop_path: float) -> nn.Module:
+    """Two networks as one."""
+    both = names.split("+")
+    if len(both) != 2 or any(resolve(name)[0] in ("yaml", "sum") for name in both):
+        raise UsageError(
+            f"sum:{names}: name two networks of timm or pytorchcv with a + between, for example "
+            "sum:shufflenet_g3_x025_2_5_2+shufflenet_g3_x025_1_1_1"
+        )
+    first, second = (_from_name(name, num_classes, drop_rate, drop_path) for name in both)
+    if preprocessing(first) != preprocessing(second):
+        raise UsageError(f"sum:{names}: the two expect images normalised in different ways; name others")
+    return SummedModel(first, second, *preprocessing(first))
 
 
 def _from_timm(name: str, num_classes: int, drop_rate: float, drop_path: float) -> nn.Module:

@@ -9,9 +9,10 @@ import timm
 
 from pipelines.errors import UsageError
 from training.model.cv_models import cv_names, is_seed_name
+from training.model.summed import PREFIX
 from training.model.zoo.schema import read_definition
 
-Origin = Literal["timm", "yaml", "seed", "pytorchcv"]
+Origin = Literal["timm", "yaml", "seed", "pytorchcv", "sum"]
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 YAML_ENDINGS = (".yaml", ".yml")
@@ -34,6 +35,7 @@ def resolve(name: str) -> tuple[Origin, str]:
 
     A path that ends in .yaml or .yml is a definition. `timm:NAME`, `yaml:NAME` and `pytorchcv:NAME` say where to look;
     without that timm is asked first, then the definitions that come with Tacopress, the seed network, and pytorchcv.
+    `sum:A+B` adds up the logits of two of them.
 
     Returns:
         Where it comes from, and the bare name or path.
@@ -43,11 +45,15 @@ def resolve(name: str) -> tuple[Origin, str]:
     """
     if name.endswith(YAML_ENDINGS):
         return "yaml", name
+    if name.startswith(PREFIX):
+        return "sum", name.removeprefix(PREFIX)
     origin, colon, bare = name.partition(":")
     if not colon:
         origin, bare = "", name
     elif origin not in ("timm", "yaml", "pytorchcv"):
-        raise UsageError(f"unknown model {name!r}: before the colon stands timm, yaml or pytorchcv; write one of those")
+        raise UsageError(
+            f"unknown model {name!r}: before the colon stands timm, yaml, pytorchcv or sum; write one of those"
+        )
     if origin in ("", "timm") and bare in timm_names():
         return "timm", bare
     if origin in ("", "yaml") and bare in shipped_names():

@@ -1,0 +1,376 @@
+"""Every method of distillation on real photos: two students, two data sets, paired seeds; resumable.
+
+    python -m tests.benchmarks.distillation --data taco=path/to/taco trashnet=path/to/trashnet \
+        --teacher_weights tf_efficientnet_lite0.pth
+    python -m tests.benchmarks.distillation --table
+
+The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same split at 96 px (`--recipe pretrained`).
+Students are trained from scratch: the seed network at 80 px by the options of the recipe `competition`, and
+mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps, seeds, order, crops and
+flips; nothing is chosen by the test, the weights after the last epoch count. What is done is kept run by run below
+--out, and the same command goes on; results are gathered in `tests/benchmarks/results/distillation.json`, and the
+sentences of `python -m training.distill --methods` in `training/distillation/measured.json`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from pipelines.console.files import write_json
+from tests.benchmarks.real_data import RECIPES, job, prepare
+from tests.benchmarks.rivals.facts import circumstances
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "distillation.json"
+MEASURED = HERE.parents[1] / "training" / "distillation" / "measured.json"
+PACKAGES = ("torch", "timm", "pytorchcv", "opencv-python-headless", "simplejpeg", "numpy")
+CACHE_SIZE, VIEWS, RESAMPLES = 112, 4, 10_000
+DATA = ("trashnet", "taco")
+STUDENTS = {"shufflenet_g3_wd4": "competition", "mobilenetv3_small_050": "quick"}
+SUMS = {
+    "shufflenet_g3_wd4": "sum:shufflenet_g3_x025_2_5_2+shufflenet_g3_x025_1_1_1",
+}
+"""Student and assistant within the MACs of the student; of mobilenetv3_small, timm has nothing smaller."""
+MAIN, FEWER = (0, 1, 2, 3, 4), (0, 1, 2)
+T, T2, INNER = "{teacher}.onnx", "{teacher}.onnx,{second}.onnx", "{teacher}"
+"""Teachers are asked through onnxruntime, which answers 2.5 times as fast, except for what is inside of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        card: The method whose card tells of it; empty for none.
+        words: Options of the distill job; `{teacher}` and `{second}` stand for runs; with .onnx for their exports.
+        seeds: How many.
+        before: Share of the epochs that an autoencoder gets before.
+    """
+
+    card: str
+    words: tuple[str, ...]
+    seeds: tuple[int, ...] = FEWER
+    before: float = 0.0
+
+
+def _method(name, teacher=T, *words):
+    return ("--method.name", name, *(("--teacher.paths", teacher) if teacher else ()), *words)
+
+
+ROWS = {
+    "none": Row("", ("--method.alpha", "0", "--teacher.paths", T), MAIN),
+    "kd": Row("kd", _method("kd"), MAIN),
+    "dist": Row("dist", _method("dist")),
+    "dkd": Row("dkd", _method("dkd")),
+    "kd, T = 20, alpha = 0.3 (the competition's)": Row(
+        "", _method("kd", T, "--method.temperature", "20", "--method.alpha", "0.3")
+    ),
+    "kd, only where the teacher is right": Row(
+        "--teacher.only_right", _method("kd", T, "--teacher.only_right", "true")
+    ),
+    "kd, mean of two teachers": Row("--teacher.paths A,B", _method("kd", T2)),
+    "kd, the better of two teachers": Row("", _method("kd", T2, "--teacher.combine", "best")),
+    "kd, chain through mobilenetv3_small_100": Row("--chain B", _method("kd", T, "--chain", "mobilenetv3_small_100")),
+    "feature": Row("feature", _method("feature", INNER)),
+    "kd + feature": Row("", _method("kd,feature", INNER)),
+    "relational": Row("relational", _method("relational", INNER)),
+    "residual": Row("residual", _method("residual")),
+    "arcface": Row("arcface", _method("arcface", "")),
+    "auxiliary": Row("auxiliary", _method("auxiliary", "")),
+    "autoencoder": Row("autoencoder", ("--method.alpha", "0", "--teacher.paths", T), before=0.3),
+}
+BASE = "none"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run."""
+
+    data: str
+    student: str
+    row: str
+    seed: int
+
+    def key(self):
+        """A name for files."""
+        return "-".join([self.data, self.student, "".join(c if c.isalnum() else "_" for c in self.row), str(self.seed)])
+
+
+def tasks(options):
+    """What there is to do, the main comparison first."""
+    wanted = [
+        Task(data, student, name, seed)
+        for name, row in ROWS.items()
+        for seed in row.seeds
+        for student in options.students
+        for data in options.names
+        if name != "residual" or student in SUMS
+    ]
+    main = [task for task in wanted if task.row in (BASE, "kd")]
+    main.sort(key=lambda task: (options.students.index(task.student), options.names.index(task.data), task.seed))
+    return main + [task for task in wanted if task not in main]
+
+
+def words_of(task, options):
+    """The options of the run, but for where it lies."""
+    recipe = RECIPES / f"{STUDENTS[task.student]}.yaml"
+    row = ROWS[task.row]
+    teachers = {"teacher": teacher(options, task.data, 0), "second": teacher(options, task.data, 1)}
+    model = SUMS[task.student] if task.row == "residual" else task.student
+    words = ["--config", recipe, "--data.path", options.out / f"{task.data}-{CACHE_SIZE}"]
+    words += ["--data.train_on", "train+val", "--data.views", VIEWS, "--model.name", model, "--seed", task.seed]
+    words += ["--threads", 1, "--data.threads", 1, "--trackers", "", "--save.minutes", 5]
+    return words + [word.format(**teachers) for word in row.words]
+
+
+def teacher(options, data, seed):
+    """The run that teaches."""
+    return options.out / f"{data}-pretrained-{seed}"
+
+
+def run_one(task, options):
+    """Train and test, unless that has been done; the row for the results."""
+    out = options.out / "distillation" / task.key()
+    done = out / "result.json"
+    if done.is_file():
+        return
+    epochs = options.epochs[task.data]
+    words, before = words_of(task, options), round(ROWS[task.row].before * epochs)
+    began = time.monotonic()
+    if before:
+        first = [word for word in words if word not in ("--method.alpha", "0")]
+        place = first.index("--teacher.paths")
+        first = first[:place] + first[place + 2 :]
+        first += ["--method.name", "autoencoder", "--schedule.epochs", before, "--out", f"{out}-before"]
+        job("training.distill", *first)
+        words += ["--model.weights", f"{out}-before/last.safetensors"]
+    job("training.distill", *words, "--schedule.epochs", epochs - before, "--out", out)
+    seconds = time.monotonic() - began
+    found, _ = job(
+        "training.evaluate",
+        "--model",
+        out / "last.safetensors",
+        "--data",
+        options.out / f"{task.data}-{CACHE_SIZE}",
+        "--out",
+        out,
+        "--latency_rounds",
+        0,
+    )
+    lines = (out / "predictions_test.csv").read_text(encoding="utf-8").splitlines()[1:]
+    cells = [line.split(",") for line in sorted(lines)]
+    kept = {key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "parameters", "input_size")}
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_json(
+        done,
+        {"data": task.data, "student": task.student, "row": task.row, "seed": task.seed}
+        | kept
+        | {"steps": log[-1]["step"], "epochs": epochs, "seconds": round(seconds, 1), "classes": found["classes"]}
+        | {"ids": [cell[0] for cell in cells], "labels": [cell[-len(found["classes"]) - 2] for cell in cells]}
+        | {"predicted": [cell[-len(found["classes"]) - 1] for cell in cells]},
+    )
+    sys.stderr.write(f"{task.key()}: macro F1 {kept['macro_f1']:.4f}, {seconds:.0f} s\n")
+
+
+def work(queue, options):
+    """Do tasks until there are none."""
+    while True:
+        task = queue.get()
+        if task is None:
+            return
+        try:
+            run_one(task, options)
+        except subprocess.CalledProcessError as error:
+            sys.stderr.write(f"{task.key()} failed with status {error.returncode}; the others go on\n")
+
+
+def measure(options):
+    """Do what is left to do, several at a time."""
+    for name, path in options.data.items():
+        prepare(path, name, options.out, CACHE_SIZE)
+        for seed in (0, 1):
+            words = ["--config", RECIPES / "pretrained.yaml", "--data.path", options.out / f"{name}-{CACHE_SIZE}"]
+            words += ["--data.train_on", "train+val", "--model.weights", options.teacher_weights]
+            words += ["--seed", seed, "--out", teacher(options, name, seed)]
+            if not (teacher(options, name, seed) / "last.safetensors").is_file():
+                job("training.train", *words)
+            onnx = Path(f"{teacher(options, name, seed)}.onnx")
+            if not onnx.is_file():
+                job("compress.export", "--model", teacher(options, name, seed) / "last.safetensors", "--out", onnx)
+    context = get_context("spawn")
+    queue = context.Queue()
+    for task in tasks(options):
+        queue.put(task)
+    for _ in range(options.jobs):
+        queue.put(None)
+    workers = [context.Process(target=work, args=(queue, options)) for _ in range(options.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def collect(options):
+    """All results so far into one file, predictions as one letter a sample."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(options.out.glob("distillation/*/result.json"))]
+    if not found:
+        return
+    tests = {}
+    for run in found:
+        letters = {name: chr(ord("a") + number) for number, name in enumerate(run.pop("classes"))}
+        test = {"ids": run.pop("ids"), "labels": "".join(letters[name] for name in run.pop("labels"))}
+        if tests.setdefault(run["data"], test) != test:
+            raise SystemExit(f"the runs in {options.out} are of several test sets; measure again")
+        run["predicted"] = "".join(letters[name] for name in run["predicted"])
+    for test in tests.values():
+        del test["ids"]
+    about = circumstances(PACKAGES) | {"load": round(os.getloadavg()[0], 1), "views": VIEWS, "cache": CACHE_SIZE}
+    write_json(RESULTS, about | {"tests": tests, "runs": found})
+
+
+def scores_of(labels, predictions, counts):
+    """Macro F1 of resampled tests: labels [n], predictions [seeds, n], counts [resamples, n] → [resamples, seeds]."""
+    classes = labels.max() + 1
+    result = np.empty((len(counts), len(predictions)))
+    hot = labels[:, None] == np.arange(classes)
+    for number, said in enumerate(predictions):
+        guess = said[:, None] == np.arange(classes)
+        hits, both = counts @ (hot & guess), counts @ (hot.astype(float) + guess)
+        result[:, number] = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0).sum(1) / (both > 0).sum(
+            1
+        )
+    return result
+
+
+def paired(labels, first, second):
+    """(difference of the means over seeds, low, high, two-sided p): samples and seeds are both drawn again.
+
+    Args:
+        labels: int [n].
+        first: int [seeds, n].
+        second: Likewise, the same seeds.
+    """
+    random = np.random.Generator(np.random.Philox(0))
+    n, seeds = len(labels), len(first)
+    counts = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    gains = scores_of(labels, second, counts) - scores_of(labels, first, counts)
+    differences = (gains * drawn).sum(1)
+    whole = np.ones((1, n))
+    estimate = (scores_of(labels, second, whole) - scores_of(labels, first, whole)).mean()
+    sides = min((differences <= 0).mean(), (differences >= 0).mean())
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return estimate, low, high, min(1.0, max(2 * sides, 1 / RESAMPLES))
+
+
+def summary(results):
+    """(data, student) → row → what the table says of it."""
+    found = {}
+    for data in DATA:
+        for student in STUDENTS:
+            runs = [run for run in results["runs"] if (run["data"], run["student"]) == (data, student)]
+            table = {name: _entry(results, data, runs, name) for name in ROWS}
+            found[data, student] = {name: entry for name, entry in table.items() if entry}
+    return found
+
+
+def _entry(results, data, runs, name):
+    mine = {run["seed"]: run for run in runs if run["row"] == name}
+    base = {run["seed"]: run for run in runs if run["row"] == BASE}
+    if not mine:
+        return None
+    scores = [run["macro_f1"] for run in mine.values()]
+    entry = {"scores": scores, "mean": mean(scores), "std": stdev(scores) if len(scores) > 1 else None}
+    entry |= {key: next(iter(mine.values()))[key] for key in ("macs", "parameters", "input_size", "steps", "samples")}
+    seeds = sorted(set(mine) & set(base))
+    if name != BASE and seeds:
+        labels = _numbers(results["tests"][data]["labels"])
+        ours, plain = (np.stack([_numbers(of[seed]["predicted"]) for seed in seeds]) for of in (mine, base))
+        entry["gain"] = paired(labels, plain, ours)
+    return entry
+
+
+def _numbers(letters):
+    return np.frombuffer(letters.encode(), np.uint8).astype(int) - ord("a")
+
+
+def render(results):
+    """Markdown: a table per student."""
+    found, lines = summary(results), []
+    for student in STUDENTS:
+        facts = next((found[data, student][BASE] for data in DATA if BASE in found[data, student]), None)
+        if facts is None:
+            continue
+        lines += [f"**{student}** at {facts['input_size']} px, {facts['macs']:,} MACs", ""]
+        lines += ["| method | " + " | ".join(f"{data}: macro F1 | gain (95 %), p" for data in DATA) + " |"]
+        lines += ["|---|" + "---|---|" * len(DATA)]
+        for name in ROWS:
+            cells = [_cells(found[data, student].get(name)) for data in DATA]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cells(entry):
+    if entry is None:
+        return " | "
+    spread = f" ± {entry['std']:.3f}" if entry["std"] is not None else ""
+    score = f"{entry['mean']:.3f}{spread} ({len(entry['scores'])})"
+    if "gain" not in entry:
+        return f"{score} | "
+    gain, low, high, p = entry["gain"]
+    strong = "**" if p < 0.05 and gain > 0 else ""
+    return f"{score} | {strong}{gain:+.3f}{strong} ({low:+.3f} to {high:+.3f}), {p:.3f}"
+
+
+def sentences(results):
+    """Card → what was measured, in words."""
+    found, said = summary(results), {}
+    for name, row in ROWS.items():
+        parts = []
+        for (data, student), table in found.items():
+            entry = table.get(name)
+            if row.card and entry and "gain" in entry:
+                gain, *_, p = entry["gain"]
+                parts.append(
+                    f"{student} on {data} {entry['mean']:.3f}, {gain:+.3f} to plain training "
+                    f"({len(entry['scores'])} seeds, p {p:.3f})"
+                )
+        if parts:
+            said[row.card] = "macro F1 of " + "; ".join(parts)
+    return said
+
+
+def main():
+    """Measure or render."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only render the table")
+    parser.add_argument("--data", nargs="+", default=[], help="taco=PATH and trashnet=PATH")
+    parser.add_argument("--teacher_weights", type=Path, help="ImageNet weights of EfficientNet-Lite0")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for caches and runs")
+    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
+    parser.add_argument("--names", nargs="+", default=list(DATA), choices=list(DATA), help="which data sets")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--epochs", nargs=2, type=int, default=[15, 18], metavar=("TRASHNET", "TACO"))
+    options = parser.parse_args()
+    options.epochs = dict(zip(DATA, options.epochs, strict=True))
+    options.data = {name: Path(path) for name, _, path in (word.partition("=") for word in options.data)}
+    if not options.table:
+        measure(options)
+        collect(options)
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    write_json(MEASURED, sentences(results))
+    sys.stdout.write(render(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Learning from a teacher, and other help that is gone when the network is deployed."""

@@ -1,0 +1,157 @@
+"""What a method of distillation is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pipelines.errors import UsageError
+from training.distillation.options import MethodConfig
+from training.distillation.teachers import Teacher
+from training.engine.learner import Part
+from training.engine.objective import LOGITS, gathered, share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A method in a paragraph.
+
+    Attributes:
+        name: As options have it.
+        title: As papers have it.
+        what: What it does.
+        formula: What it adds to the loss.
+        source: Where it comes from.
+        when: When to take it, and when not.
+        alpha: Share of the loss that it gets unless told otherwise.
+        temperature: Likewise; 1 where there is none.
+    """
+
+    name: str
+    title: str
+    what: str
+    formula: str
+    source: str
+    when: str
+    alpha: float = 0.5
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The network that learns, as methods look at it.
+
+    Attributes:
+        network: On the CPU.
+        shapes: See `training.engine.learner.tap_shapes`.
+        classes: Number of classes.
+        size: Side of its images in px.
+    """
+
+    network: nn.Module
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a method looks at in a step. k images, of this process.
+
+    Attributes:
+        accelerator: accelerate.Accelerator.
+        images: Float [k, 3, size, size], as the network got them.
+        outputs: Of the student, see `training.engine.objective.Forward`.
+        teacher: Answers, float32, by name; empty without a teacher.
+        labels: int64 [k].
+        targets: Float [k, classes]; the labels, mixed as the images are.
+        right: bool [k]; where the teacher may be listened to.
+        mixed: The images are mixed.
+        total: Images of the batch, of all processes together.
+    """
+
+    accelerator: Any
+    images: Tensor
+    outputs: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    labels: Tensor
+    targets: Tensor
+    right: Tensor
+    mixed: bool
+    total: int
+
+    @property
+    def logits(self) -> Tensor:
+        """The student's, float32 [k, classes]."""
+        return self.outputs[LOGITS]
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """This process's share of the mean over all images of the batch, those without a right teacher counting 0.
+
+        Args:
+            losses: Float [k].
+        """
+        return (losses * self.right).sum() / self.total
+
+    def together(self, *tensors: Tensor) -> list[Tensor]:
+        """The rows of all processes with a right teacher, of several tensors [k, …]."""
+        right = gathered(self.accelerator, self.right.float()) > 0
+        return [gathered(self.accelerator, tensor)[right] for tensor in tensors]
+
+    def share(self, loss: Tensor) -> Tensor:
+        """See `training.engine.objective.share`."""
+        return share(self.accelerator, loss)
+
+
+class Method:
+    """A method; the base class asks a teacher for logits and adds no parts.
+
+    Args:
+        options: Of the run.
+    """
+
+    card: ClassVar[Card]
+    asks_logits: ClassVar[bool] = True
+    asks_embedding: ClassVar[bool] = False
+    asks_features: ClassVar[bool] = False
+    lone_classifier: ClassVar[bool] = False
+    """See `training.engine.learner.Learner`."""
+
+    def __init__(self, options: MethodConfig) -> None:
+        self.options = options
+        self.temperature = options.temperature or self.card.temperature
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it asks a teacher anything."""
+        return self.asks_logits or self.asks_embedding or self.asks_features
+
+    def side(self, student: Student) -> tuple[int, int]:
+        """(height, width) that the teacher's features are wanted at."""
+        raise NotImplementedError(f"{self.card.name} asks for no features of {student}")
+
+    def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
+        """What the student gets for the time of training.
+
+        Raises:
+            UsageError: The student or the teacher has not what it takes.
+        """
+        return {}
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """This process's share of what the method adds to the loss of a batch."""
+        raise NotImplementedError
+
+
+def map_of(student: Student, path: str, option: str) -> tuple[int, int, int]:
+    """(channels, height, width) of what a layer of the student puts out.
+
+    Raises:
+        UsageError: It puts out no map.
+    """
+    shape = student.shapes.get(path, ())
+    if len(shape) != 3:
+        near = ", ".join([name for name, found in student.shapes.items() if len(found) == 3][-4:])
+        raise UsageError(f"{option} {path}: the network has no such layer, or it puts out no map; its last are {near}")
+    return shape[0], shape[1], shape[2]

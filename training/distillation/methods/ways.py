@@ -1,0 +1,34 @@
+"""Cards of what can be done with any method that asks for logits."""
+
+from training.distillation.methods.base import Card
+
+WAYS = (
+    Card(
+        name="--teacher.only_right",
+        title="True-label distillation",
+        what="The student listens to the teacher only where its first choice is the label; of the other images it "
+        "hears the labels' share of the loss alone.",
+        formula="as the method, over the images where argmax(t) = label; the others add 0",
+        source="The competition's team (there 0.472 against 0.466 of plain kd).",
+        when="With a weak teacher, or with data that it has not learned from: on its own training data it is hardly "
+        "ever wrong.",
+    ),
+    Card(
+        name="--teacher.paths A,B",
+        title="Several teachers",
+        what="--teacher.combine mean averages their probabilities at the temperature, weighted does so with "
+        "--teacher.weights, best takes for each image the teacher whose loss on the label is the smallest.",
+        formula="t = T · log Σ w_i softmax(t_i / T)",
+        source="You et al., Learning from Multiple Teacher Networks, KDD 2017; the competition's best student had two.",
+        when="Where there is more than one teacher anyway: runs with other seeds or of other architectures.",
+    ),
+    Card(
+        name="--chain B",
+        title="Teacher chain",
+        what="The teacher teaches network B, and B the student: each link is a run of its own below --out, with the "
+        "same options.",
+        formula="as the method, link by link",
+        source="Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020 (arXiv 1902.03393).",
+        when="Where the student is far smaller than the teacher. Costs the training of every link.",
+    ),
+)
