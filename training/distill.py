@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +90,20 @@ def _check(config: DistillConfig, methods: list[Method]) -> None:
         for method in methods:
             if method.lone_classifier:
                 raise UsageError(f"--method.name {method.card.name} needs one label per image; leave out --mix")
+    lone = [method.card.name for method in methods if method.lone_classifier]
+    taught = [method.card.name for method in methods if method.asks_logits]
+    if lone and taught:
+        raise UsageError(
+            f"--method.name {lone[0]} keeps what the classifier learns from the layers before it, so {taught[0]} would "
+            "teach the classifier alone; name one of the two"
+        )
+    out = config.out.resolve()
+    for words in names_in(config.teacher.paths):
+        path = Path(words).resolve()
+        if path == out or (path.is_file() and path.parent == out):
+            raise UsageError(
+                f"the teacher {words} lies in --out {config.out}, which a new run replaces; choose another"
+            )
 
 
 def _prepared(
@@ -114,8 +129,14 @@ def _prepared(
         torch.manual_seed(config.seed)
         for method in methods:
             parts |= method.parts(student, teachers[0] if teachers else None)
+    taught = {
+        "method": config.method.name,
+        "alpha": alpha_of(config.method, methods),
+        "teachers": [f"{teacher.name} {teacher.fingerprint[:12]}" for teacher in teachers],
+    }
     lone = any(method.lone_classifier for method in methods)
-    return replace(network, parts=parts, lone_classifier=lone), teachers
+    card = replace(card, provenance={**card.provenance, **taught})
+    return replace(network, card=card, parts=parts, lone_classifier=lone), teachers
 
 
 def _wanted(config: DistillConfig, methods: list[Method], student: Student) -> Wanted:

@@ -93,6 +93,7 @@ class TestMethods:
         network, card = load_model(out / "last.safetensors")
         fresh = create_model(model.name, 3)
         assert card.architecture == model.name
+        assert card.provenance["method"] == name
         assert network.state_dict().keys() == fresh.state_dict().keys()
         assert count_macs(network, 32).macs == count_macs(fresh, 32).macs
         losses = [line["train_loss"] for line in log_of(out)]
@@ -384,6 +385,7 @@ WRONG = {
     "no sum": ({"method": MethodConfig(name="residual")}, "name both"),
     "mixed arcface": ({"method": MethodConfig(name="arcface"), "mix": MixConfig(mixup=1.0)}, "leave out --mix"),
     "not there": ({"teacher": TeacherConfig(paths="runs/nobody")}, "neither a run folder"),
+    "arcface and logits": ({"method": MethodConfig(name="arcface,kd")}, "kd would teach the classifier alone"),
     "inside of several": (
         {"method": MethodConfig(name="feature"), "teacher": TeacherConfig(paths="A,A")},
         "only logits",
@@ -403,6 +405,16 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(cache, teache
     with pytest.raises((UsageError, ProblemFoundError), match=message):
         distill(found)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["", "best.safetensors"])
+def test_a_teacher_is_not_replaced_by_its_student(cache, teacher, tmp_path, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "best.safetensors").write_bytes((teacher / "best.safetensors").read_bytes())
+    with pytest.raises(UsageError, match=r"lies in --out .*choose another"):
+        distill(options(cache, out, out / name, overwrite=True))
+    assert (out / "best.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Who teaches: a run, a model file, a named network with its weights, or an ONNX file; always in eval mode."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,12 +15,13 @@ from torch.nn import functional
 from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
 from pipelines.tensors import TensorFormat
+from training.engine.folder import BEST_NAME, LAST_NAME
 from training.engine.learner import EMBEDDING, Taps, last_map, tap_shapes
 from training.engine.objective import LOGITS
 from training.model.card import ModelCard
 from training.model.create import check_input_size, create_model, load_state, preprocessing, read_state_dict
 from training.model.model_file import find_model, load_model
-from training.model.names import resolve
+from training.model.names import YAML_ENDINGS, resolve
 from training.model.start import HUB, start_from
 
 FEATURES = "features"
@@ -111,7 +113,7 @@ def _from_file(path: Path, classes: tuple[str, ...], wanted: Wanted, device: tor
         places=class_places(card.classes, classes, str(path)) if wanted.logits else [],
         wanted=wanted,
         device=device,
-        name=path.parent.name if path.name in ("best.safetensors", "last.safetensors") else path.stem,
+        name=path.resolve().parent.name if path.name in (BEST_NAME, LAST_NAME) else path.stem,
         fingerprint=sha256(path.read_bytes()).hexdigest(),
     )
 
@@ -145,7 +147,7 @@ def _from_name(
         places=list(range(len(classes))),
         wanted=wanted,
         device=device,
-        name=name.replace(":", "-"),
+        name=re.sub(r"[^\w.+-]", "-", Path(name).stem if name.endswith(YAML_ENDINGS) else name),
         fingerprint=digest.hexdigest(),
     )
 
