@@ -14,7 +14,7 @@ from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
 from training.distillation.cards import methods_text
 from training.distillation.methods.base import Method, Student
-from training.distillation.methods.catalogue import alpha_of, make_methods
+from training.distillation.methods.catalogue import alpha_of, make_methods, temperature_of
 from training.distillation.objective import Distilled
 from training.distillation.options import DistillConfig, links
 from training.distillation.teachers import Teacher, Wanted, open_teacher
@@ -75,35 +75,51 @@ def _distill(config: DistillConfig, signals: StopSignals) -> dict[str, Any]:
         report = run.fit(checkpoint)
     finally:
         run.train_loader.engine.close()
-    facts = {"alpha": alpha, "temperature": methods[0].temperature, "teachers": [found.name for found in teachers]}
+    facts = {"alpha": alpha, "temperature": temperature_of(methods), "teachers": [found.name for found in teachers]}
     return report | {"method": config.method.name} | facts if report else report
 
 
 def _check(config: DistillConfig, methods: list[Method]) -> None:
     """Raises UsageError where methods and options do not go together."""
-    needing = [method.card.name for method in methods if method.needs_teacher]
+    _check_methods(config, methods)
+    if config.method.alpha != 0:
+        _check_teachers(config, [method.card.name for method in methods if method.needs_teacher])
+
+
+def _check_methods(config: DistillConfig, methods: list[Method]) -> None:
+    images, taught = config.data.batch_size // config.accumulate, any(method.asks_logits for method in methods)
+    for method in methods:
+        name = method.card.name
+        if method.most_images and images > method.most_images:
+            raise UsageError(
+                f"--method.name {name} compares all triples of {images} images, which takes gigabytes; take "
+                f"--data.batch_size {method.most_images} at most, or --accumulate"
+            )
+        if method.lone_classifier and (config.mix.mixup > 0 or config.mix.cutmix > 0):
+            raise UsageError(f"--method.name {name} needs one label per image; leave out --mix")
+        if method.lone_classifier and taught:
+            raise UsageError(
+                f"--method.name {config.method.name}: with {name} nothing that the classifier learns reaches the "
+                "layers before it, so a teacher's logits would not either; name one of the two"
+            )
+    chooses = bool(config.stop.patience) or config.schedule.name == "plateau"
+    if chooses and not taught and alpha_of(config.method, methods) == 1:
+        raise UsageError(
+            f"--method.name {config.method.name} with --method.alpha 1 trains no classifier, so that validation scores "
+            "say nothing; leave out --stop.patience and --schedule.name plateau"
+        )
+
+
+def _check_teachers(config: DistillConfig, needing: list[str]) -> None:
     if needing and not config.teacher.paths:
         raise UsageError(f"--method.name {needing[0]} needs a teacher; name one with --teacher.paths")
     if not needing and config.teacher.paths:
         raise UsageError(f"--method.name {config.method.name} asks no teacher; leave out --teacher.paths")
-    if config.mix.mixup > 0 or config.mix.cutmix > 0:
-        for method in methods:
-            if method.lone_classifier:
-                raise UsageError(f"--method.name {method.card.name} needs one label per image; leave out --mix")
-    lone = [method.card.name for method in methods if method.lone_classifier]
-    taught = [method.card.name for method in methods if method.asks_logits]
-    if lone and taught:
-        raise UsageError(
-            f"--method.name {lone[0]} keeps what the classifier learns from the layers before it, so {taught[0]} would "
-            "teach the classifier alone; name one of the two"
-        )
     out = config.out.resolve()
     for words in names_in(config.teacher.paths):
         path = Path(words).resolve()
         if path == out or (path.is_file() and path.parent == out):
-            raise UsageError(
-                f"the teacher {words} lies in --out {config.out}, which a new run replaces; choose another"
-            )
+            raise UsageError(f"the teacher {words} lies in --out {config.out}, which a new run replaces; take another")
 
 
 def _prepared(
@@ -123,7 +139,7 @@ def _prepared(
         open_teacher(words, card.classes, spec, _only_logits(wanted) if number else wanted, device)
         for number, words in enumerate(names_in(config.teacher.paths))
     ]
-    _warn_of_leaks(config, machine, network, teachers)
+    _warn_of_leaks(machine, network, teachers)
     parts: dict[str, Part] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -132,7 +148,9 @@ def _prepared(
     taught = {
         "method": config.method.name,
         "alpha": alpha_of(config.method, methods),
-        "teachers": [f"{teacher.name} {teacher.fingerprint[:12]}" for teacher in teachers],
+        "teachers": [
+            {"name": teacher.name, "fingerprint": teacher.fingerprint, **teacher.provenance} for teacher in teachers
+        ],
     }
     lone = any(method.lone_classifier for method in methods)
     card = replace(card, provenance={**card.provenance, **taught})
@@ -141,12 +159,10 @@ def _prepared(
 
 def _wanted(config: DistillConfig, methods: list[Method], student: Student) -> Wanted:
     """What is asked of the first teacher."""
-    sides = [method.side(student) for method in methods if method.asks_features]
     return Wanted(
         logits=config.teacher.only_right or any(method.asks_logits for method in methods),
         embedding=any(method.asks_embedding for method in methods),
-        features=config.method.teacher_layer if sides else "",
-        side=sides[0] if sides else (1, 1),
+        features=tuple(features for method in methods for features in method.features(student)),
     )
 
 
@@ -159,14 +175,19 @@ def _only_logits(wanted: Wanted) -> Wanted:
     return Wanted()
 
 
-def _warn_of_leaks(config: DistillConfig, machine: Machine, network: Network, teachers: list[Teacher]) -> None:
+def _warn_of_leaks(machine: Machine, network: Network, teachers: list[Teacher]) -> None:
     """A teacher that has learned from what the student is validated or tested on makes both scores too good."""
-    own = {key: network.card.provenance[key] for key in ("split", "learned_from")}
+    own = network.card.provenance
     for teacher in teachers:
-        if teacher.learned_from and teacher.learned_from != own and machine.accelerator.is_main_process:
+        theirs = teacher.provenance
+        if "learned_from" not in theirs or not machine.accelerator.is_main_process:
+            continue
+        knows, mine = (set(str(found.get("learned_from", "")).split("+")) for found in (theirs, own))
+        if theirs.get("split") != own["split"] or not knows <= mine | {"train"}:
             say(
-                f"distill: the teacher {teacher.name} has learned from other samples ({teacher.learned_from}) than "
-                f"this run does ({own}); scores on samples that it knows are too good"
+                f"distill: the teacher {teacher.name} has learned from {theirs.get('learned_from')} of the split "
+                f"{theirs.get('split')}, this run from {own['learned_from']} of {own['split']}: scores on samples that "
+                "only the teacher knows are too good"
             )
 
 

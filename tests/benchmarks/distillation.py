@@ -6,9 +6,10 @@
 
 The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same split at 96 px (`--recipe pretrained`).
 Students are trained from scratch: the seed network at 80 px by the options of the recipe `competition`, and
-mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps, seeds, order, crops and
-flips; nothing is chosen by the test, the weights after the last epoch count. What is done is kept run by run below
---out, and the same command goes on; results are gathered in `tests/benchmarks/results/distillation.json`, and the
+mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps (of the autoencoder's,
+30 % before; what the links of a chain cost comes on top), seeds, order, crops and flips; nothing is chosen by the test,
+the weights after the last epoch count. What is done is kept run by run below --out, and the same command goes on;
+results are gathered in `tests/benchmarks/results/distillation.json`, and the
 sentences of `python -m training.distill --methods` in `training/distillation/measured.json`.
 """
 
@@ -169,16 +170,26 @@ def run_one(task, options):
     lines = (out / "predictions_test.csv").read_text(encoding="utf-8").splitlines()[1:]
     cells = [line.split(",") for line in sorted(lines)]
     kept = {key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "parameters", "input_size")}
-    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     write_json(
         done,
         {"data": task.data, "student": task.student, "row": task.row, "seed": task.seed}
         | kept
-        | {"steps": log[-1]["step"], "epochs": epochs, "seconds": round(seconds, 1), "classes": found["classes"]}
+        | {
+            "steps": steps_of(out) + (steps_of(Path(f"{out}-before")) if before else 0),
+            "epochs": epochs,
+            "seconds": round(seconds, 1),
+            "classes": found["classes"],
+        }
+        | {"steps_of_links": sum(steps_of(link) for link in out.glob("chain-*"))}
         | {"ids": [cell[0] for cell in cells], "labels": [cell[-len(found["classes"]) - 2] for cell in cells]}
         | {"predicted": [cell[-len(found["classes"]) - 1] for cell in cells]},
     )
     sys.stderr.write(f"{task.key()}: macro F1 {kept['macro_f1']:.4f}, {seconds:.0f} s\n")
+
+
+def steps_of(run):
+    """Optimizer steps of a run."""
+    return json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]
 
 
 def work(queue, options):
@@ -360,7 +371,7 @@ def main():
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument("--names", nargs="+", default=list(DATA), choices=list(DATA), help="which data sets")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--epochs", nargs=2, type=int, default=[15, 18], metavar=("TRASHNET", "TACO"))
+    parser.add_argument("--epochs", nargs=2, type=int, default=[40, 40], metavar=("TRASHNET", "TACO"))
     options = parser.parse_args()
     options.epochs = dict(zip(DATA, options.epochs, strict=True))
     options.data = {name: Path(path) for name, _, path in (word.partition("=") for word in options.data)}

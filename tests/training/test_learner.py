@@ -16,10 +16,11 @@ from pipelines.engines.cpu import CpuEngine
 from pipelines.errors import UsageError
 from pipelines.loader import Loader, LoaderOptions
 from pipelines.plan import View
-from training.engine.learner import EMBEDDING, Learner, Part, as_vectors, classifier_of, deployed, last_map, tap_shapes
+from training.engine.learner import EMBEDDING, Learner, Part, as_vectors, classifiers_of, deployed, last_map, tap_shapes
 from training.engine.objective import LOGITS
 from training.engine.optimization import OptimizerConfig, freeze, make_optimizer
 from training.model.create import create_model
+from training.model.summed import SummedModel
 
 
 class Small(nn.Module):
@@ -44,6 +45,19 @@ class Convolutional(nn.Module):
         self.num_classes = 3
         self.features = nn.Conv2d(3, 5, 3, stride=2, padding=1)
         self.output = nn.Conv2d(5, 3, 1)
+
+    def forward(self, images):
+        return self.output(self.features(images)).mean((2, 3))
+
+
+class Normalised(nn.Module):
+    """The classifier is a convolution with batch normalisation behind it: two layers, but one that takes features."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes = 3
+        self.features = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.output = nn.Sequential(nn.Conv2d(5, 3, 1, bias=False), nn.BatchNorm2d(3))
 
     def forward(self, images):
         return self.output(self.features(images)).mean((2, 3))
@@ -120,8 +134,9 @@ class TestOutputs:
         said = learner(images)
         torch.testing.assert_close(network.classifier(said["arranged"]), said[LOGITS])
 
-    def test_of_a_convolution_the_embedding_is_averaged(self, images):
-        network = Convolutional()
+    @pytest.mark.parametrize("kind", [Convolutional, Normalised])
+    def test_of_a_convolution_the_embedding_is_averaged(self, images, kind):
+        network = kind()
         said = Learner(network, {"arranged": Part(EMBEDDING, nn.Identity())}).train()(images)
         assert said["arranged"].shape == (4, 5)
         torch.testing.assert_close(said["arranged"], network.features(images).mean((2, 3)))
@@ -134,7 +149,7 @@ class TestOutputs:
 
 
 def network_width(network):
-    return network.get_submodule(classifier_of(network)).weight.shape[1]
+    return network.get_submodule(classifiers_of(network)[0]).weight.shape[1]
 
 
 class TestMistakes:
@@ -156,6 +171,11 @@ class TestMistakes:
         with pytest.raises(UsageError, match="the classifier of Sequential cannot be found; name another network"):
             Learner(nn.Sequential(nn.Conv2d(3, 4, 3)), **{"parts": {}, **options})
 
+    def test_no_one_vector_goes_into_several_classifiers(self):
+        network = SummedModel(Small(), Small(), (0.5,) * 3, (0.5,) * 3)
+        with pytest.raises(UsageError, match="SummedModel has several classifiers"):
+            Learner(network, {"part": Part(EMBEDDING, nn.Identity())})
+
 
 def gradients(network):
     """Names of the parameters that have one."""
@@ -172,6 +192,11 @@ class TestLoneClassifier:
         said[LOGITS].logsumexp(1).sum().backward()
         assert gradients(network) == self.OWN
         assert all(network.get_parameter(name).grad.abs().sum() > 0 for name in self.OWN)
+
+    def test_all_classifiers_do_where_there_are_several(self, images):
+        network = SummedModel(Small(), Small(), (0.5,) * 3, (0.5,) * 3)
+        Learner(network, {}, lone_classifier=True).train()(images)[LOGITS].logsumexp(1).sum().backward()
+        assert gradients(network) == {f"{part}.{name}" for part in ("student", "assistant") for name in self.OWN}
 
     def test_a_part_on_the_embedding_still_moves_them(self, images):
         network = Small()

@@ -174,6 +174,37 @@ class TestWeights:
         assert detail in found.detail
 
 
+class TestTeachers:
+    """A student knows what its teachers know, and theirs."""
+
+    @pytest.mark.parametrize(
+        ("teachers", "unused", "allowed"),
+        [
+            ([], True, True),
+            ([{"architecture": "a", "learned_from": "train", "weights": None}], True, True),
+            ([{"architecture": "a", "learned_from": "all", "weights": None}], False, True),
+            ([{"architecture": "a"}], None, None),
+            ([{"architecture": "resnet18.tv_in1k", "learned_from": "train", "weights": "pretrained"}], True, True),
+            ([{"architecture": "resnet18", "learned_from": "train", "weights": "imagenet.pth"}], True, None),
+            (
+                [{"learned_from": "train", "weights": None, "teachers": [{"learned_from": "all", "weights": None}]}],
+                False,
+                True,
+            ),
+            (["not of ours"], True, True),
+        ],
+    )
+    def test_the_worst_counts(self, teachers, unused, allowed):
+        found = findings(small(), card_of(teachers=teachers))
+        assert (found["test_unused"].ok, found["allowed_weights"].ok) == (unused, allowed)
+
+    def test_the_teacher_is_named(self):
+        teacher = {"name": "big", "architecture": "a", "learned_from": "all", "weights": None}
+        assert findings(small(), card_of(teachers=[teacher]))["test_unused"].detail.startswith(
+            "its teacher big: learned"
+        )
+
+
 @pytest.mark.parametrize("key", RECORDED)
 def test_what_a_repetition_needs(key):
     found = findings(small(), card_of(**{key: None}))["reproducible"]

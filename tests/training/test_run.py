@@ -65,6 +65,22 @@ def straight(cache, tmp_path_factory):
     return outs
 
 
+def test_a_run_from_before_an_option_goes_on_if_that_is_as_it_was(cache, tmp_path, monkeypatch):
+    """What its config.yaml does not know stands for the default."""
+    options = config(cache, tmp_path)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(PreemptedError):
+            train(options)
+    path = tmp_path / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    del saved["data"]["views"], saved["mix"], saved["max_requeues"]
+    path.write_text(yaml.safe_dump(saved))
+    with pytest.raises(UsageError, match=r"data\.views was 0, now 2"):
+        train(replace(options, data=replace(options.data, views=2)))
+    assert train(options)["resumed_at"] == 4
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("step", [3, 9])
 def test_every_kind_of_run_goes_on_exactly(straight, cache, tmp_path, monkeypatch, variant, step):

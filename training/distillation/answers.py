@@ -23,6 +23,7 @@ from pipelines.tensors import scale_and_offset
 from training.distillation.options import TeacherConfig
 from training.distillation.outputs import Identity, plan_digests, read_outputs, write_outputs
 from training.distillation.teachers import Teacher
+from training.engine.config import DataConfig
 from training.engine.objective import Forward
 from training.engine.setup import Setting
 
@@ -98,13 +99,13 @@ class KeptAnswers:
         teacher: Whom.
         setting: Of the run.
         options: How.
-        path: `--data.path`.
+        data: Of the run: answers are kept beside its path.
     """
 
-    def __init__(self, teacher: Teacher, setting: Setting, options: TeacherConfig, path: Path) -> None:
+    def __init__(self, teacher: Teacher, setting: Setting, options: TeacherConfig, data: DataConfig) -> None:
         self.teacher, self._setting = teacher, setting
-        self._batch = options.batch_size
-        base = options.cache or path.absolute().with_name(f"{path.absolute().name}.teachers")
+        self._batch, self._threads = options.batch_size, data.threads
+        base = options.cache or Path(f"{data.path.resolve()}.teachers")
         self._folder = base / f"{teacher.name}-{teacher.fingerprint[:12]}"
         self._rounds: dict[int, dict[str, Tensor]] = {}
         self._round = -1
@@ -151,6 +152,8 @@ class KeptAnswers:
         )
         identity = Identity(self._source.ids, plan_digests(plan))
         found = read_outputs(path, key, identity)
+        if not isinstance(found, str) and not all(np.isfinite(values).all() for values in found.values()):
+            found = "it lacks samples that could not be read"
         missing = torch.tensor([int(isinstance(found, str))], device=accelerator.device)
         if not int(accelerator.reduce(missing, "sum")) and not isinstance(found, str):
             return found
@@ -158,6 +161,10 @@ class KeptAnswers:
             say(f"{path}: {found}; asking the teacher again")
         answers = self._ask_all(between)
         if accelerator.is_main_process:
+            first = next(iter(answers.values())).reshape(len(identity.ids), -1)
+            lacking = int(np.count_nonzero(~np.isfinite(first).all(1)))
+            if lacking:
+                say(f"{lacking} samples cannot be read: there the student hears no teacher")
             try:
                 write_outputs(path, key, identity, answers)
             except OSError as error:
@@ -180,7 +187,7 @@ class KeptAnswers:
         options, process = setting.loader.options, setting.machine.process
         source = self._source
         name = cast(EngineName, setting.loader.engine.name)
-        engine = make_engine(name, self.teacher.spec, device=process.device, threads=process.threads(0))
+        engine = make_engine(name, self.teacher.spec, device=process.device, threads=process.threads(self._threads))
         try:
             asked = LoaderOptions(
                 batch_size=self._batch * process.world,
@@ -216,4 +223,5 @@ class KeptAnswers:
 
 def _as_stored(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The numbers as they will be read from disk: a run that goes on must not see others."""
-    return values.astype(np.float16).astype(np.float32) if values.ndim > 2 else values
+    most = float(np.finfo(np.float16).max)
+    return values.clip(-most, most).astype(np.float16).astype(np.float32) if values.ndim > 2 else values

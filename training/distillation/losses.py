@@ -124,21 +124,34 @@ def relational(student: Tensor, teacher: Tensor, *, distance: float, angle: floa
     found = []
     for relation in (_distances, _angles):
         found.append(functional.smooth_l1_loss(relation(student), relation(teacher)))
-    return distance * found[0] + angle * found[1]
+    return (distance * found[0] + angle * found[1]).to(student.dtype)
 
 
 def _distances(points: Tensor) -> Tensor:
     """Euclidean distance of all pairs, divided by the mean of those that are not 0: [k, k]."""
-    squares = (points[:, None] - points[None]).pow(2).sum(2)
-    apart = squares > EPSILON
-    lengths = torch.where(apart, squares.clamp_min(EPSILON).sqrt(), 0.0)  # the slope of a root at 0 is infinite
+    lengths, apart, _ = _lengths(points)
     return lengths / (lengths.sum() / apart.sum().clamp_min(1)).clamp_min(EPSILON)
 
 
 def _angles(points: Tensor) -> Tensor:
     """Cosine of the angle at point i between points j and l: [k, k, k]."""
-    steps = functional.normalize(points[None] - points[:, None], dim=2, eps=EPSILON)
-    return steps @ steps.transpose(1, 2)
+    lengths, apart, products = _lengths(points)
+    own = products.diagonal()
+    # (p_j - p_i) · (p_l - p_i), from products of the points: their differences would take k² vectors of memory.
+    steps = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
+    both = apart[:, :, None] & apart[:, None, :]
+    return torch.where(both, steps / torch.where(both, lengths[:, :, None] * lengths[:, None, :], 1.0), 0.0)
+
+
+def _lengths(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of all pairs, float64 [k, k]; whether they are apart; and the products that they were made from."""
+    points = points.double()
+    points = points - points.mean(0)
+    products = points @ points.T
+    squares = products.diagonal()[:, None] + products.diagonal()[None] - 2 * products
+    apart = squares > EPSILON * products.diagonal().mean()
+    lengths = torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)  # the slope of a root at 0 is infinite
+    return lengths, apart, products
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:

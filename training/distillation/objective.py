@@ -10,7 +10,7 @@ from pipelines.console.output import say
 from training.distillation.answers import KeptAnswers, OnlineAnswers, keeps
 from training.distillation.losses import best_of, combined
 from training.distillation.methods.base import Method, Seen
-from training.distillation.methods.catalogue import alpha_of
+from training.distillation.methods.catalogue import alpha_of, temperature_of
 from training.distillation.options import DistillConfig
 from training.distillation.teachers import Teacher
 from training.engine.losses import soft_targets
@@ -37,16 +37,17 @@ class Distilled:
         self._accelerator = setting.machine.accelerator
         self._labels = Supervised(self._accelerator, setting.loss)
         self._methods, self._options = methods, config.teacher
-        self._alpha = alpha_of(config.method, list(methods))
+        self._alpha = alpha_of(config.method, methods)
         self._scale = config.method.scale
-        self._temperature = methods[0].temperature
+        self._temperature = temperature_of(methods)
         kept = bool(teachers) and keeps(config.teacher.outputs, setting.loader.options)
         self._answers: list[KeptAnswers | OnlineAnswers] = [
-            KeptAnswers(teacher, setting, config.teacher, config.data.path) if kept else OnlineAnswers(teacher, setting)
+            KeptAnswers(teacher, setting, config.teacher, config.data) if kept else OnlineAnswers(teacher, setting)
             for teacher in teachers
         ]
         if teachers and self._accelerator.is_main_process:
             say(f"distill: {', '.join(_described(teacher) for teacher in teachers)}; answers {_how(kept=kept)}")
+        self.classifies = self._alpha < 1 or any(method.asks_logits for method in methods)
         prints = [teacher.fingerprint for teacher in teachers]
         self.fingerprint = sha256("/".join(prints).encode()).hexdigest() if prints else ""
 
@@ -66,10 +67,13 @@ class Distilled:
         said = [answers(forward) for answers in self._answers]
         answers = dict(said[0]) if said else {}
         right = torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+        for one in said:
+            for values in one.values():
+                right &= values.flatten(1).isfinite().all(1)
         if LOGITS in answers:
             answers[LOGITS] = self._together([one[LOGITS] for one in said], targets)
             if self._options.only_right:
-                right = answers[LOGITS].argmax(1) == targets.argmax(1)
+                right &= answers[LOGITS].argmax(1) == targets.argmax(1)
         return Seen(
             accelerator=self._accelerator,
             images=forward.images,

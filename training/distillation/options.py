@@ -85,8 +85,9 @@ class MethodConfig:
         dist_intra: Of dist: weight of the correlation within classes (the paper's gamma).
         distances: Of relational: weight of distances between images.
         angles: Of relational: weight of angles between images.
-        layer: Of feature and autoencoder: path of the student's layer; its last map when absent.
-        teacher_layer: Of feature: path of the teacher's layer; its last map when absent.
+        layer: Of feature (several with commas between) and autoencoder: path of the student's layer; its last map when
+            absent.
+        teacher_layer: Of feature: path of the teacher's layer for each of those; its last map when absent.
         layers: Of auxiliary: paths of the student's layers that get a head, with commas between; when absent, the last
             layer of each size of map but the largest two and the last.
         margin: Of arcface: angle between a class and the others, in radians.
@@ -104,7 +105,7 @@ class MethodConfig:
     distances: float = 25.0
     angles: float = 50.0
     layer: str = ""
-    teacher_layer: str = "auto"
+    teacher_layer: str = ""
     layers: str = ""
     margin: float = 0.3
     arc_scale: float = 16.0
@@ -136,7 +137,8 @@ class DistillConfig(TrainConfig):
         teacher: Who teaches.
         method: How the student learns besides from labels.
         chain: Networks between the teacher and the student, with commas between: each learns from the one before it, in
-            a folder of its own below --out, and teaches the next.
+            a folder of its own below --out, and teaches the next. Layers, frozen parts and starting weights are those
+            of the last.
     """
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -153,14 +155,20 @@ class DistillConfig(TrainConfig):
             )
         if self.chain and not self.teacher.paths:
             raise UsageError("--chain needs a first teacher; name it with --teacher.paths")
+        if self.chain and "," in str(self.out):
+            raise UsageError(f"--out {self.out}: with --chain it is named as a teacher, so it may hold no comma")
 
 
 def links(config: DistillConfig) -> list[DistillConfig]:
     """The runs of a chain, in turn; one without a chain."""
-    runs, teacher = [], config.teacher
+    runs, teacher, method = [], config.teacher, config.method
     for number, name in enumerate(names_in(config.chain)):
         out = config.out / f"chain-{number}"
-        model = replace(config.model, name=name, weights=None)
-        runs.append(replace(config, teacher=teacher, model=model, out=out, chain=""))
-        teacher = replace(teacher, paths=str(out), combine="mean", weights="")
-    return [*runs, replace(config, teacher=teacher)]
+        model = replace(config.model, name=name, weights=None, freeze="")
+        link = replace(method, layer="", layers="")
+        runs.append(replace(config, teacher=teacher, model=model, method=link, out=out, chain=""))
+        teacher, method = (
+            replace(teacher, paths=str(out), combine="mean", weights=""),
+            replace(method, teacher_layer=""),
+        )
+    return [*runs, replace(config, teacher=teacher, method=method)]

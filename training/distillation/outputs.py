@@ -32,7 +32,10 @@ class Identity:
 def plan_digests(plan: Plan) -> NDArray[np.uint64]:
     """A number for what a plan of one round does to each sample: uint64 [n]."""
     parts = (plan.op, plan.value, plan.centre, plan.flip, plan.box)
-    flat = [np.ascontiguousarray(part[0]).reshape(plan.samples, -1).view(np.uint8) for part in parts]
+    flat = [
+        np.frombuffer(part[0].tobytes(), np.uint8).reshape(plan.samples, part[0].nbytes // max(plan.samples, 1))
+        for part in parts
+    ]
     rows = np.ascontiguousarray(np.concatenate(flat, axis=1))
     digests = [blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
@@ -75,9 +78,9 @@ def _packed(values: NDArray[np.float32]) -> pa.FixedSizeListArray:
 
 
 def _digest(batch: pa.RecordBatch) -> str:
-    digest = sha256()
+    described = batch.schema.remove_metadata().to_string(show_field_metadata=True)
+    digest = sha256(repr((batch.num_rows, described, [field.metadata for field in batch.schema])).encode())
     for name in batch.schema.names:
-        digest.update(name.encode())
         for buffer in batch.column(name).buffers():
             if buffer is not None:
                 digest.update(buffer)
@@ -100,6 +103,7 @@ def read_outputs(path: Path, key: str, identity: Identity) -> dict[str, NDArray[
     try:
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
+            batch.validate()  # or a damaged length would have it read what is not there
             about = batch.schema.metadata or {}
             if about.get(b"format") != FORMAT.encode() or about.get(KEY) != key.encode():
                 return "it is of something else"

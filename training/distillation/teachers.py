@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +19,26 @@ from training.engine.folder import BEST_NAME, LAST_NAME
 from training.engine.learner import EMBEDDING, Taps, last_map, tap_shapes
 from training.engine.objective import LOGITS
 from training.model.card import ModelCard
+from training.model.classifier import classifier_names
 from training.model.create import check_input_size, create_model, load_state, preprocessing, read_state_dict
-from training.model.model_file import find_model, load_model
+from training.model.model_file import find_model, load_model, read_card
 from training.model.names import YAML_ENDINGS, resolve
 from training.model.start import HUB, start_from
 
-FEATURES = "features"
+
+@dataclass(frozen=True)
+class Features:
+    """A map of a teacher that is wanted.
+
+    Attributes:
+        name: Of the answer.
+        path: Of the layer; empty for its last map.
+        side: (height, width) that it is averaged to, if it is larger.
+    """
+
+    name: str
+    path: str
+    side: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +48,12 @@ class Wanted:
     Attributes:
         logits: What it thinks of each class.
         embedding: What goes into its classifier.
-        features: Path of a layer whose map is wanted; empty for none, `auto` for the last map.
-        side: To so many pixels (height, width) that map is averaged at most.
+        features: Maps of its layers.
     """
 
     logits: bool = True
     embedding: bool = False
-    features: str = ""
-    side: tuple[int, int] = (1, 1)
+    features: tuple[Features, ...] = ()
 
 
 class Teacher(Protocol):
@@ -52,14 +64,15 @@ class Teacher(Protocol):
         fingerprint: SHA-256 of what it was made from.
         spec: Size and fit of the images that it wants.
         columns: Name of each answer → its shape for one image.
-        learned_from: What its file says it has learned from, and how the data was split; empty if it does not say.
+        provenance: Its `architecture`, and what its file says: `learned_from`, how the data was `split`, the `weights`
+            that it started from, its own `teachers`.
     """
 
     name: str
     fingerprint: str
     spec: RenderSpec
     columns: dict[str, tuple[int, ...]]
-    learned_from: dict[str, object]
+    provenance: dict[str, Any]
 
     def ask(self, levels: Tensor) -> dict[str, Tensor]:
         """Answer for a batch.
@@ -89,11 +102,13 @@ def open_teacher(
     Raises:
         UsageError: There is no such teacher, or it cannot answer.
     """
-    name, equals, file = words.partition("=")
     if Path(words).suffix == ".onnx":
         return OnnxTeacher(Path(words), classes, wanted)
-    if not equals and (Path(words).exists() or Path(words).suffix == ".safetensors"):
+    name, equals, file = words.partition("=")
+    if Path(words).exists() or (not equals and Path(words).suffix == ".safetensors"):
         return _from_file(find_model(Path(words)), classes, wanted, device)
+    if equals and _is_model_file(Path(file)):  # which says more than its name
+        return _from_file(Path(file), classes, wanted, device)
     if equals and not file:
         raise UsageError(f"--teacher.paths {words}: after the = stands a file of weights; name one")
     try:
@@ -103,6 +118,14 @@ def open_teacher(
             f"--teacher.paths {words} is neither a run folder nor a model file nor an ONNX file, and as a name: {error}"
         ) from error
     return _from_name(name, file, classes, spec, wanted, device)
+
+
+def _is_model_file(path: Path) -> bool:
+    try:
+        read_card(path)
+    except UsageError:
+        return False
+    return True
 
 
 def _from_file(path: Path, classes: tuple[str, ...], wanted: Wanted, device: torch.device) -> "TorchTeacher":
@@ -128,7 +151,10 @@ def _from_name(
         load_state(model, state, file)
         same = all(key in state and state[key].shape == value.shape for key, value in model.state_dict().items())
     else:
-        start_from(model, name, HUB, classes)
+        try:
+            start_from(model, name, HUB, classes)
+        except UsageError as error:
+            raise UsageError(f"--teacher.paths {name}: {error}; as a teacher, {name}=FILE") from error
         same = False
     if wanted.logits and not same:
         raise UsageError(
@@ -137,7 +163,10 @@ def _from_name(
             "at features only"
         )
     digest = sha256(name.encode())
+    heads = () if wanted.logits else tuple(f"{head}." for head in classifier_names(model))  # random, and not asked
     for key, value in model.state_dict().items():
+        if key.startswith(heads):
+            continue
         digest.update(key.encode() + value.contiguous().numpy().tobytes())
     mean, std = preprocessing(model)
     card = ModelCard(architecture=name, classes=classes, size=spec.size, fit=spec.fit, mean=mean, std=std)
@@ -152,9 +181,10 @@ def _from_name(
     )
 
 
-def learned_from(card: ModelCard) -> dict[str, object]:
-    """What a teacher's file says about the samples that it knows; empty if it does not say."""
-    return {key: card.provenance[key] for key in ("split", "learned_from") if key in card.provenance}
+def _provenance(card: ModelCard) -> dict[str, Any]:
+    """What a teacher's file says about what it knows, and from whom."""
+    told = ("split", "learned_from", "weights", "teachers")
+    return {"architecture": card.architecture} | {key: card.provenance[key] for key in told if key in card.provenance}
 
 
 def class_places(own: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
@@ -200,7 +230,7 @@ class TorchTeacher:
         fingerprint: str,
     ) -> None:
         self.name, self.spec = name, RenderSpec(card.size, card.fit)
-        self.learned_from = learned_from(card)
+        self.provenance = _provenance(card)
         shapes = tap_shapes(model, card.size)
         self.columns: dict[str, tuple[int, ...]] = {}
         self._paths: dict[str, str] = {}
@@ -209,13 +239,14 @@ class TorchTeacher:
         if wanted.embedding:
             self._paths[EMBEDDING] = EMBEDDING
             self.columns[EMBEDDING] = _shape_of(shapes, EMBEDDING, name)
-        if wanted.features:
-            path = last_map(shapes) if wanted.features == "auto" else wanted.features
+        for features in wanted.features:
+            path = features.path or last_map(shapes)
             channels, *side = _shape_of(shapes, path, name)
             if len(side) != 2:
                 raise UsageError(f"the teacher {name}: {path} puts out no map; name another layer")
-            self._paths[FEATURES] = path
-            self.columns[FEATURES] = (channels, min(side[0], wanted.side[0]), min(side[1], wanted.side[1]))
+            self._paths[features.name] = path
+            self.columns[features.name] = (channels, min(side[0], features.side[0]), min(side[1], features.side[1]))
+        self._maps = [features.name for features in wanted.features]
         self.fingerprint = sha256(repr([fingerprint, self._paths, self.columns, places]).encode()).hexdigest()
         self._taps = Taps(model, list(self._paths.values()))
         self._places = torch.tensor(places, dtype=torch.int64, device=device)
@@ -229,9 +260,9 @@ class TorchTeacher:
             logits = self._model(self._format(levels))
             seen = {name: self._taps.seen[path] for name, path in self._paths.items()}
             self._taps.seen.clear()
-            if FEATURES in seen:
-                _, height, width = self.columns[FEATURES]
-                seen[FEATURES] = functional.adaptive_avg_pool2d(seen[FEATURES], (height, width))
+            for name in self._maps:
+                _, height, width = self.columns[name]
+                seen[name] = functional.adaptive_avg_pool2d(seen[name], (height, width))
             if LOGITS in self.columns:
                 seen[LOGITS] = logits[:, self._places]
             return {name: seen[name].float().contiguous() for name in self.columns}
@@ -271,7 +302,7 @@ class OnnxTeacher:
         self.name, self.spec = path.stem, RenderSpec(card.size, card.fit)
         self.columns: dict[str, tuple[int, ...]] = {LOGITS: (len(classes),)}
         self.fingerprint = sha256(path.read_bytes() + repr(self._places).encode()).hexdigest()
-        self.learned_from = learned_from(card)
+        self.provenance = _provenance(card)
 
     def ask(self, levels: Tensor) -> dict[str, Tensor]:
         """See `Teacher`."""

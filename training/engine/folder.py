@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ FREE_OPTIONS = (
     "data.resident",
     "data.resident_share",
     "data.threads",
+    "teacher.paths",
+    "teacher.cache",
+    "teacher.batch_size",
 )
-"""Options that a resumed run may change: none of them changes a weight."""
+"""Options that a resumed run may change: none of them changes a weight. Who the teacher is, the checkpoint knows."""
 
 
 def claim(config: RunConfig, accelerator: Any) -> dict[str, Any] | None:  # noqa: ANN401 - accelerate.Accelerator
@@ -99,7 +102,7 @@ def _finished_epochs(out: Path) -> bool:
 
 def changes(config: RunConfig) -> str:
     """The first option in which the run in the folder differs, in words; empty if none does."""
-    return _difference(_saved_options(config.out), plain(config))
+    return _difference(_with_defaults(_saved_options(config.out), config), plain(config))
 
 
 def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
@@ -109,6 +112,21 @@ def _saved_options(out: Path) -> Any:  # noqa: ANN401 - any YAML value
         raise UsageError(
             f"{out / CONFIG_NAME} cannot be read ({error}); choose another --out, or give --overwrite true"
         ) from error
+
+
+def _with_defaults(saved: Any, config: Any) -> Any:  # noqa: ANN401 - any YAML value, and a dataclass
+    """Saved options, and for those that are newer than they are what stands for the old way: the default."""
+    if not isinstance(saved, dict):
+        return saved
+    found = dict(saved)
+    for option in fields(config):
+        factory = option.default_factory
+        default = option.default if factory is MISSING else factory()
+        if option.name not in found and default is not MISSING:
+            found[option.name] = _plain_value(asdict(default) if is_dataclass(default) else default)  # type: ignore[arg-type]
+        elif is_dataclass(getattr(config, option.name)):
+            found[option.name] = _with_defaults(found.get(option.name), getattr(config, option.name))
+    return found
 
 
 def hold(out: Path) -> int:
@@ -162,8 +180,12 @@ def begin(config: RunConfig, step: int, *, fresh: bool) -> None:
 def plain(config: RunConfig) -> dict[str, Any]:
     """The options as YAML holds them: what `--config` reads back to go on with the run."""
     config = replace(config, overwrite=False, resume="auto")
-    options: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    options: dict[str, Any] = _plain_value(asdict(config))
     return options
+
+
+def _plain_value(value: Any) -> Any:  # noqa: ANN401 - anything that options hold
+    return json.loads(json.dumps(value, default=str))
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:  # noqa: ANN401 - any YAML value

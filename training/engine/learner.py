@@ -45,7 +45,12 @@ class Taps:
         modules = dict(network.named_modules())
         for path in dict.fromkeys(paths):
             if path == EMBEDDING:
-                modules[classifier_of(network)].register_forward_pre_hook(self._keep_input)
+                classifier, *others = classifiers_of(network)
+                if others:
+                    raise UsageError(
+                        f"{type(network).__name__} has several classifiers, so no one vector goes into them"
+                    )
+                modules[classifier].register_forward_pre_hook(self._keep_input)
             elif path in modules and path:
                 modules[path].register_forward_hook(partial(self._keep, path))
             else:
@@ -55,22 +60,23 @@ class Taps:
     def _keep(self, path: str, module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401 - as torch's
         if not isinstance(output, Tensor):
             raise UsageError(f"{path} ({type(module).__name__}) puts out {type(output).__name__}, not one tensor")
-        self.seen[path] = output
+        self.seen[path] = output.clone()  # the layer behind it may work in place
 
     def _keep_input(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.seen[EMBEDDING] = as_vectors(inputs[0])
 
 
-def classifier_of(network: nn.Module) -> str:
-    """Path of the layer that turns features into logits.
+def classifiers_of(network: nn.Module) -> list[str]:
+    """Paths of the layers that turn features into logits: one in most networks.
 
     Raises:
-        UsageError: It cannot be found.
+        UsageError: There is none that can be found.
     """
     names = classifier_names(network)
-    if not names:
+    found = [name for name in names if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d)]
+    if not found:
         raise UsageError(f"the classifier of {type(network).__name__} cannot be found; name another network")
-    return names[0]
+    return found
 
 
 def as_vectors(features: Tensor) -> Tensor:
@@ -97,7 +103,8 @@ class Learner(nn.Module):
         self._paths = {name: part.path for name, part in parts.items()}
         self._taps = Taps(network, list(self._paths.values()))
         if lone_classifier:
-            network.get_submodule(classifier_of(network)).register_forward_pre_hook(_detached)
+            for path in classifiers_of(network):
+                network.get_submodule(path).register_forward_pre_hook(_detached)
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Run the network, see the class.

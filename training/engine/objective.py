@@ -48,9 +48,12 @@ class Objective(Protocol):
     Attributes:
         fingerprint: Changes with anything beside the options of the run that changes the loss: the weights of a
             teacher. Empty where there is nothing.
+        classifies: The classifier learns, so that scores say which epoch is the best; otherwise each is better than the
+            one before.
     """
 
     fingerprint: str
+    classifies: bool
 
     def begin(self, epoch: int, between: Callable[[], None]) -> None:
         """Prepare an epoch, on every process, before its first step and again where a stopped run goes on.
@@ -78,6 +81,7 @@ class Supervised:
     accelerator: Any
     loss: Loss
     fingerprint = ""
+    classifies = True
 
     def begin(self, epoch: int, between: Callable[[], None]) -> None:
         """See `Objective`: nothing."""

@@ -232,7 +232,8 @@ class Run:
             scores, val_loss = self.trainer.evaluate(self.val_loader, len(self.card.classes), self._pause)
             if not math.isfinite(val_loss):
                 self._give_up()
-        better = scores is None or scores.macro_f1 > state.best_macro_f1 + self._min_delta()
+        chosen = scores is not None and self.trainer.objective.classifies
+        better = not chosen or (scores is not None and scores.macro_f1 > state.best_macro_f1 + self._min_delta())
         line = epoch_line(state, self.steps, self._images, self.trainer.schedule.rate, scores, val_loss)
         line["memory_bytes"] = memory(self.accelerator.device)
         state.epoch, state.trained = state.epoch + 1, False
@@ -248,7 +249,7 @@ class Run:
         state.stopped = patience > 0 and state.epoch - state.best_epoch >= patience
         if self.main:
             self._log.epoch(state.log, state.step)
-            say(epoch_text(line, self.config.schedule.epochs, better=better and scores is not None))
+            say(epoch_text(line, self.config.schedule.epochs, better=better and chosen))
             if state.stopped:
                 say(f"{self.name}: no better macro F1 for {patience} epochs; stopping")
         self._say_skipped()

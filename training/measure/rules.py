@@ -1,7 +1,8 @@
 """The competition's rules of 2021, as far as a model and its card can show whether they are kept."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -38,8 +39,8 @@ def check_rules(model: nn.Module, card: ModelCard) -> tuple[Finding, ...]:
     - `macs_seen`: no arithmetic that the competition's MACs do not see.
     - `one_pass`: one network, once per image. Weights that the image meets first must be used once; several networks
       with weights of their own whose outputs are averaged look like any network with branches and are not found.
-    - `test_unused`: nothing was learned from the test split.
-    - `allowed_weights`: training started from random weights or from torchvision's.
+    - `test_unused`: nothing was learned from the test split, by the model or by its teachers.
+    - `allowed_weights`: their training started from random weights or from torchvision's.
     - `reproducible`: the card names what is needed to train again.
 
     Args:
@@ -49,8 +50,13 @@ def check_rules(model: nn.Module, card: ModelCard) -> tuple[Finding, ...]:
     Returns:
         A finding per rule, in this order.
     """
-    known = card.provenance
-    return _macs_seen(model, card), _one_pass(model, card), _test_unused(known), _weights(card), _reproducible(known)
+    return (
+        _macs_seen(model, card),
+        _one_pass(model, card),
+        _with_teachers(_test_unused, card),
+        _with_teachers(_weights, card),
+        _reproducible(card.provenance),
+    )
 
 
 def _macs_seen(model: nn.Module, card: ModelCard) -> Finding:
@@ -115,7 +121,21 @@ def _one_pass(model: nn.Module, card: ModelCard) -> Finding:
     return Finding(rule="one_pass", ok=True, detail="all weights are used once for one image")
 
 
-def _test_unused(known: dict[str, Any]) -> Finding:
+def _with_teachers(check: Callable[[str, dict[str, Any]], Finding], card: ModelCard) -> Finding:
+    """The worst of what holds for a model and for its teachers, and theirs: a student knows what they know."""
+    waiting = [("", card.architecture, card.provenance)]
+    findings = []
+    while waiting:
+        who, architecture, known = waiting.pop(0)
+        finding = check(architecture, known)
+        findings.append(replace(finding, detail=f"{who}{finding.detail}"))
+        for teacher in [found for found in known.get("teachers", []) if isinstance(found, dict)]:
+            name = f"its teacher {teacher.get('name', '')}: "
+            waiting.append((name, str(teacher.get("architecture", "")), teacher))
+    return min(findings, key=lambda finding: (False, None, True).index(finding.ok))
+
+
+def _test_unused(_architecture: str, known: dict[str, Any]) -> Finding:
     learned = known.get("learned_from")
     if learned == "all":
         return Finding(rule="test_unused", ok=False, detail="learned from all splits, the test split among them")
@@ -125,16 +145,16 @@ def _test_unused(known: dict[str, Any]) -> Finding:
     return Finding(rule="test_unused", ok=None, detail=detail)
 
 
-def _weights(card: ModelCard) -> Finding:
-    if "weights" not in card.provenance:
+def _weights(architecture: str, known: dict[str, Any]) -> Finding:
+    if "weights" not in known:
         return Finding(rule="allowed_weights", ok=None, detail="the card does not say what training started from")
-    weights = card.provenance["weights"]
+    weights = known["weights"]
     if weights is None:
         return Finding(rule="allowed_weights", ok=True, detail="started from random weights")
     if weights != HUB:
         detail = f"started from {weights}: look where these come from, and whether they have seen the test split"
         return Finding(rule="allowed_weights", ok=None, detail=detail)
-    tag = _hub_tag(card.architecture)
+    tag = _hub_tag(architecture)
     if tag.startswith("tv"):
         return Finding(rule="allowed_weights", ok=True, detail=f"started from torchvision's weights ({tag})")
     detail = f"started from weights of timm's hub ({tag or 'unknown'}); allowed were torchvision's"

@@ -43,10 +43,10 @@ def resolve(name: str) -> tuple[Origin, str]:
     Raises:
         UsageError: Nobody knows the name.
     """
-    if name.endswith(YAML_ENDINGS):
-        return "yaml", name
     if name.startswith(PREFIX):
         return "sum", name.removeprefix(PREFIX)
+    if name.endswith(YAML_ENDINGS):
+        return "yaml", name
     origin, colon, bare = name.partition(":")
     if not colon:
         origin, bare = "", name

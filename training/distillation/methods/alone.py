@@ -31,7 +31,8 @@ class CosineHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Float [n, length] to [n, classes]."""
-        return functional.normalize(embedding) @ functional.normalize(self.centres).T
+        with torch.autocast(embedding.device.type, enabled=False):  # half precision cannot tell small angles apart
+            return functional.normalize(embedding.float()) @ functional.normalize(self.centres).T
 
 
 class ArcFace(Method):

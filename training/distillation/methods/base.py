@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.errors import UsageError
 from training.distillation.options import MethodConfig
-from training.distillation.teachers import Teacher
+from training.distillation.teachers import Features, Teacher
 from training.engine.learner import Part
 from training.engine.objective import LOGITS, gathered, share
 
@@ -92,7 +93,7 @@ class Seen:
         Args:
             losses: Float [k].
         """
-        return (losses * self.right).sum() / self.total
+        return torch.where(self.right, losses, 0.0).sum() / self.total
 
     def together(self, *tensors: Tensor) -> list[Tensor]:
         """The rows of all processes with a right teacher, of several tensors [k, …]."""
@@ -115,6 +116,8 @@ class Method:
     asks_logits: ClassVar[bool] = True
     asks_embedding: ClassVar[bool] = False
     asks_features: ClassVar[bool] = False
+    most_images: ClassVar[int] = 0
+    """Of a batch; 0 for any number."""
     lone_classifier: ClassVar[bool] = False
     """See `training.engine.learner.Learner`."""
 
@@ -127,9 +130,13 @@ class Method:
         """Whether it asks a teacher anything."""
         return self.asks_logits or self.asks_embedding or self.asks_features
 
-    def side(self, student: Student) -> tuple[int, int]:
-        """(height, width) that the teacher's features are wanted at."""
-        raise NotImplementedError(f"{self.card.name} asks for no features of {student}")
+    def features(self, student: Student) -> tuple[Features, ...]:
+        """Maps of the teacher that it wants.
+
+        Raises:
+            UsageError: The student has no layers to hold them against.
+        """
+        return ()
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
         """What the student gets for the time of training.

@@ -1,5 +1,7 @@
 """All methods, by name."""
 
+from collections.abc import Sequence
+
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.distillation.methods.alone import ArcFace, Autoencoder, Auxiliary
@@ -29,6 +31,11 @@ def make_methods(options: MethodConfig) -> list[Method]:
     return [METHODS[name](options) for name in names]
 
 
-def alpha_of(options: MethodConfig, methods: list[Method]) -> float:
+def temperature_of(methods: Sequence[Method]) -> float:
+    """Of the first method that looks at logits: at it, several teachers become one; 1 where none does."""
+    return next((method.temperature for method in methods if method.asks_logits), 1.0)
+
+
+def alpha_of(options: MethodConfig, methods: Sequence[Method]) -> float:
     """Share of the methods in the loss: as told, or as the first of them wants."""
     return methods[0].card.alpha if options.alpha is None else options.alpha

@@ -1,14 +1,17 @@
 """Methods that look inside: features of a layer, and how the embeddings of images lie to each other."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.console.words import names_in
+from pipelines.errors import UsageError
 from training.distillation import losses
 from training.distillation.methods.base import Card, Method, Seen, Student, map_of
-from training.distillation.teachers import FEATURES, Teacher
+from training.distillation.teachers import Features, Teacher
 from training.engine.learner import EMBEDDING, Part, last_map
 
-ADAPTED, RELATED = "adapted", "related"
+ADAPTED, RELATED, MAP = "adapted", "related", "map"
 
 
 class Adaptor(nn.Module):
@@ -36,8 +39,9 @@ class Feature(Method):
     card = Card(
         name="feature",
         title="Feature distillation",
-        what="A layer of the student, through a 1x1 convolution that only training has, follows a layer of the "
-        "teacher; maps of different sizes are averaged to the smaller one. With several teachers, the first.",
+        what="Layers of the student (--method.layer), each through a 1x1 convolution that only training has, follow as "
+        "many layers of the teacher (--method.teacher_layer); maps of different sizes are averaged to the smaller one. "
+        "With several teachers, the first.",
         formula="alpha · mean (A(s) - t / rms(t))² + (1 - alpha) · labels",
         source="FitNets: Romero et al., ICLR 2015 (arXiv 1412.6550).",
         when="Together with kd (--method.name kd,feature), where teacher and student see the same at the same place. "
@@ -46,23 +50,39 @@ class Feature(Method):
     asks_logits = False
     asks_features = True
 
-    def _path(self, student: Student) -> str:
-        return self.options.layer or last_map(student.shapes)
+    def _pairs(self, student: Student) -> list[tuple[str, str]]:
+        """(layer of the student, layer of the teacher); of the latter, empty for the last map."""
+        own = names_in(self.options.layer) or [last_map(student.shapes)]
+        theirs = names_in(self.options.teacher_layer) or [""]
+        if len(own) != len(theirs):
+            raise UsageError(
+                f"--method.layer names {len(own)} layers of the student, --method.teacher_layer {len(theirs)} of the "
+                "teacher; name as many of each"
+            )
+        return list(zip(own, theirs, strict=True))
 
-    def side(self, student: Student) -> tuple[int, int]:
+    def features(self, student: Student) -> tuple[Features, ...]:
         """See `Method`."""
-        _, height, width = map_of(student, self._path(student), "--method.layer")
-        return height, width
+        wanted = []
+        for number, (own, theirs) in enumerate(self._pairs(student)):
+            _, height, width = map_of(student, own, "--method.layer")
+            wanted.append(Features(f"{MAP}{number}", theirs, (height, width)))
+        return tuple(wanted)
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
         """See `Method`."""
-        assert teacher is not None
-        channels, *_ = map_of(student, self._path(student), "--method.layer")
-        return {ADAPTED: Part(self._path(student), Adaptor(channels, teacher.columns[FEATURES]))}
+        found = {}
+        for number, (own, _) in enumerate(self._pairs(student)):
+            channels, *_ = map_of(student, own, "--method.layer")
+            shape = teacher.columns[f"{MAP}{number}"] if teacher is not None else ()
+            found[f"{ADAPTED}{number}"] = Part(own, Adaptor(channels, shape))
+        return found
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`."""
-        return seen.mean(losses.feature(seen.outputs[ADAPTED], seen.teacher[FEATURES]))
+        maps = [name for name in seen.teacher if name.startswith(MAP)]
+        each = [losses.feature(seen.outputs[name.replace(MAP, ADAPTED)], seen.teacher[name]) for name in maps]
+        return seen.mean(torch.stack(each).mean(0))
 
 
 class Relational(Method):
@@ -81,6 +101,7 @@ class Relational(Method):
     )
     asks_logits = False
     asks_embedding = True
+    most_images = 256
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
         """See `Method`."""
