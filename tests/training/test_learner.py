@@ -127,6 +127,16 @@ class TestOutputs:
         assert torch.equal(one, learner.network.first(images))
         assert torch.equal(two, learner.network.first(images * 2))
 
+    def test_a_layer_that_works_in_place_changes_no_tap(self, images):
+        """Most activations do: what came out of the layer before them is gone when the pass is over."""
+        first = nn.Conv2d(3, 4, 3)
+        network = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3))
+        said = Learner(network, {"plain": Part("0", nn.Identity())}).train()(images)
+        assert said["plain"].min() < 0
+        assert torch.equal(said["plain"], first(images))
+        said["plain"].sum().backward()
+        assert first.bias.grad.tolist() == [144.0] * 4
+
     def test_the_embedding_is_what_goes_into_the_classifier(self):
         network = create_model("test_efficientnet", 3)
         images = torch.randn(4, 3, 64, 64)
@@ -275,6 +285,12 @@ class TestDeployed:
         assert deployed(network) is network
 
 
+def tensors():
+    """How many there are, but for parameters."""
+    gc.collect()
+    return sum(type(found) is torch.Tensor for found in gc.get_objects())
+
+
 class TestMemory:
     """A tap that is kept holds the activations of a whole batch, and in training the graph behind them."""
 
@@ -286,12 +302,15 @@ class TestMemory:
         seen = []
         network.first.register_forward_hook(lambda _module, _inputs, output: seen.append(weakref.ref(output)))
         network.classifier.register_forward_pre_hook(lambda _module, inputs: seen.append(weakref.ref(inputs[0])))
+        before = tensors()
         with torch.set_grad_enabled(training):
             said = learner(images)
+        assert tensors() > before
         if training:
             sum(values.sum() for values in said.values()).backward()
+            learner.zero_grad(set_to_none=True)
         del said
-        gc.collect()
+        assert tensors() == before
         assert [reference() for reference in seen] == [None, None]
 
 

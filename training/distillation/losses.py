@@ -206,7 +206,7 @@ def arcface_logits(cosines: Tensor, labels: Tensor, *, scale: float, margin: flo
         cosines: Float [k, c], between the embedding and the centre of each class.
         labels: int64 [k].
         scale: The paper's s.
-        margin: The paper's m, in radians, 0 to π.
+        margin: The paper's m, in radians; above 2.3, a greater angle would cost less behind π - m.
 
     Returns:
         Float [k, c].

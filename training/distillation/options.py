@@ -121,7 +121,7 @@ class MethodConfig:
             "dist_intra": (self.dist_intra, 0, 1e3),
             "distances": (self.distances, 0, 1e6),
             "angles": (self.angles, 0, 1e6),
-            "margin": (self.margin, 0, 3.14),
+            "margin": (self.margin, 0, 1.57),
             "arc_scale": (self.arc_scale, 1e-3, 1e3),
         }
         for name, (number, least, most) in ranges.items():
