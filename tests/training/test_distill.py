@@ -184,6 +184,11 @@ class TestMethods:
         source = open_data(cache, ("train",), OpenOptions())[0]
         assert same(make_network(found, source).model.state_dict(), weights(code / "last.safetensors"))
 
+    def test_a_loss_that_is_large_by_nature_is_no_trouble(self, cache, teacher, tmp_path):
+        """DIST at T = 20 begins with hundreds."""
+        distill(options(cache, tmp_path / "run", teacher, MethodConfig(name="dist", temperature=20.0)))
+        assert log_of(tmp_path / "run")[0]["train_loss"] > 50
+
     def test_several_layers_follow_several(self, cache, teacher, tmp_path):
         method = MethodConfig(name="feature", layer="blocks.0,blocks.2", teacher_layer="blocks.0,blocks.2")
         assert distill(options(cache, tmp_path / "run", teacher, method))["val_macro_f1"] > 0.3
@@ -441,6 +446,7 @@ WRONG = {
     "mixed arcface": ({"method": MethodConfig(name="arcface"), "mix": MixConfig(mixup=1.0)}, "leave out --mix"),
     "not there": ({"teacher": TeacherConfig(paths="runs/nobody")}, "neither a run folder"),
     "arcface and logits": ({"method": MethodConfig(name="arcface,kd")}, "nothing that the classifier learns reaches"),
+    "arcface of a sum": ({"method": MethodConfig(name="arcface"), "model": ModelConfig(name=SUM)}, "or several"),
     "inside of several": (
         {"method": MethodConfig(name="feature"), "teacher": TeacherConfig(paths="A,A")},
         "only logits",
@@ -455,7 +461,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(cache, teache
     if "paths" in str(changes.get("teacher", "")):
         paths = found.teacher.paths.replace("A", str(teacher))
         found = replace(found, teacher=replace(found.teacher, paths=paths))
-    elif case in ("mixed arcface",):
+    elif case in ("mixed arcface", "arcface of a sum"):
         found = replace(found, teacher=TeacherConfig())
     with pytest.raises((UsageError, ProblemFoundError), match=message):
         distill(found)

@@ -121,7 +121,7 @@ class TestNames:
         [
             ("shufflenet_g3_wd5", r"did you mean .*shufflenet_g3_wd4"),
             ("timm:shufflenet_g3_wd4", "unknown model"),
-            ("torchvision:resnet18", "timm, yaml or pytorchcv"),
+            ("torchvision:resnet18", "timm, yaml, pytorchcv or sum"),
             ("pytorchcv:mobilenetv3_small_050", "unknown model"),
             ("unet_cityscapes", "unknown model"),
         ],

@@ -47,6 +47,8 @@ class Distilled:
         ]
         if teachers and self._accelerator.is_main_process:
             say(f"distill: {', '.join(_described(teacher) for teacher in teachers)}; answers {_how(kept=kept)}")
+        learned = config.method.scale * sum(method.size for method in methods)
+        self.size = (1 - self._alpha) + self._alpha * max(learned, 1.0)
         self.classifies = self._alpha < 1 or any(method.asks_logits for method in methods)
         prints = [teacher.fingerprint for teacher in teachers]
         self.fingerprint = sha256("/".join(prints).encode()).hexdigest() if prints else ""

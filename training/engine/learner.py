@@ -72,11 +72,15 @@ def classifiers_of(network: nn.Module) -> list[str]:
     Raises:
         UsageError: There is none that can be found.
     """
-    names = classifier_names(network)
-    found = [name for name in names if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d)]
+    found = _classifiers(network)
     if not found:
         raise UsageError(f"the classifier of {type(network).__name__} cannot be found; name another network")
     return found
+
+
+def _classifiers(network: nn.Module) -> list[str]:
+    names = classifier_names(network)
+    return [name for name in names if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d)]
 
 
 def as_vectors(features: Tensor) -> Tensor:
@@ -152,8 +156,9 @@ def tap_shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
         shapes[EMBEDDING] = tuple(as_vectors(inputs[0]).shape[1:])
 
     handles = [module.register_forward_hook(partial(note, path)) for path, module in network.named_modules() if path]
-    if names := classifier_names(network):
-        handles.append(network.get_submodule(names[0]).register_forward_pre_hook(note_input))
+    heads = _classifiers(network)
+    if len(heads) == 1:
+        handles.append(network.get_submodule(heads[0]).register_forward_pre_hook(note_input))
     was_training = network.training
     try:
         with torch.no_grad():

@@ -50,10 +50,12 @@ class Objective(Protocol):
             teacher. Empty where there is nothing.
         classifies: The classifier learns, so that scores say which epoch is the best; otherwise each is better than the
             one before.
+        size: How large the loss may be before anything is learned, compared with that of the labels.
     """
 
     fingerprint: str
     classifies: bool
+    size: float
 
     def begin(self, epoch: int, between: Callable[[], None]) -> None:
         """Prepare an epoch, on every process, before its first step and again where a stopped run goes on.
@@ -82,6 +84,7 @@ class Supervised:
     loss: Loss
     fingerprint = ""
     classifies = True
+    size = 1.0
 
     def begin(self, epoch: int, between: Callable[[], None]) -> None:
         """See `Objective`: nothing."""

@@ -77,7 +77,8 @@ class Run:
         self.checkpoints = Checkpoints(config.out, config.save.keep)
         self.data = data_fingerprint(self.card, self.train_loader, self.val_loader)
         self.network = network_fingerprint(self.card)
-        limit = config.loss_limit * math.log(max(len(self.card.classes), 2)) if config.loss_limit else math.inf
+        guessing = math.log(max(len(self.card.classes), 2)) * self.trainer.objective.size
+        limit = config.loss_limit * guessing if config.loss_limit else math.inf
         on_gpu = self.accelerator.device.type == "cuda"
         self._watch = LossWatch(min(limit, sys.float_info.max), LOOK_EVERY_ON_GPU if on_gpu else 1)
         self._trouble: Trouble | None = None

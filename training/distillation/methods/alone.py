@@ -9,7 +9,7 @@ from torch.nn import functional
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.distillation import losses
-from training.distillation.methods.base import Card, Method, Seen, Student, map_of
+from training.distillation.methods.base import Card, Method, Seen, Student, embedding_of, map_of
 from training.distillation.teachers import Teacher
 from training.engine.learner import EMBEDDING, Part, as_vectors, last_map
 
@@ -53,11 +53,12 @@ class ArcFace(Method):
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
         """See `Method`."""
-        if EMBEDDING not in student.shapes:
-            raise UsageError(
-                "--method.name arcface: the classifier of the network cannot be found; take another network"
-            )
-        return {COSINES: Part(EMBEDDING, CosineHead(student.shapes[EMBEDDING][0], student.classes))}
+        return {COSINES: Part(EMBEDDING, CosineHead(embedding_of(student, self.card.name), student.classes))}
+
+    @property
+    def size(self) -> float:
+        """See `Method`."""
+        return max(self.options.arc_scale, 1.0)
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`."""

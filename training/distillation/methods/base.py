@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipelines.errors import UsageError
 from training.distillation.options import MethodConfig
 from training.distillation.teachers import Features, Teacher
-from training.engine.learner import Part
+from training.engine.learner import EMBEDDING, Part
 from training.engine.objective import LOGITS, gathered, share
 
 
@@ -130,6 +130,11 @@ class Method:
         """Whether it asks a teacher anything."""
         return self.asks_logits or self.asks_embedding or self.asks_features
 
+    @property
+    def size(self) -> float:
+        """How large its loss may be before anything is learned, compared with that of the labels."""
+        return 1.0
+
     def features(self, student: Student) -> tuple[Features, ...]:
         """Maps of the teacher that it wants.
 
@@ -149,6 +154,24 @@ class Method:
     def __call__(self, seen: Seen) -> Tensor:
         """This process's share of what the method adds to the loss of a batch."""
         raise NotImplementedError
+
+
+def embedding_of(student: Student, name: str) -> int:
+    """Length of what goes into the student's classifier.
+
+    Args:
+        student: Whose.
+        name: Of the method, for messages.
+
+    Raises:
+        UsageError: No one vector goes into it.
+    """
+    if EMBEDDING not in student.shapes:
+        raise UsageError(
+            f"--method.name {name} looks at what goes into the classifier, but the network has none that can be found, "
+            "or several; take another network, or another method"
+        )
+    return student.shapes[EMBEDDING][0]
 
 
 def map_of(student: Student, path: str, option: str) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from torch.nn import functional
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.distillation import losses
-from training.distillation.methods.base import Card, Method, Seen, Student, map_of
+from training.distillation.methods.base import Card, Method, Seen, Student, embedding_of, map_of
 from training.distillation.teachers import Features, Teacher
 from training.engine.learner import EMBEDDING, Part, last_map
 
@@ -105,7 +105,13 @@ class Relational(Method):
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:
         """See `Method`."""
+        embedding_of(student, self.card.name)
         return {RELATED: Part(EMBEDDING, nn.Identity())}
+
+    @property
+    def size(self) -> float:
+        """See `Method`."""
+        return max(self.options.distances + self.options.angles, 1.0)
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`."""

@@ -24,6 +24,11 @@ class Kd(Method):
         temperature=4.0,
     )
 
+    @property
+    def size(self) -> float:
+        """See `Method`."""
+        return self.temperature**2
+
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`."""
         return seen.mean(losses.kd(seen.logits, seen.teacher[LOGITS], self.temperature))
@@ -43,6 +48,11 @@ class Dkd(Method):
         "than the labels.",
         temperature=4.0,
     )
+
+    @property
+    def size(self) -> float:
+        """See `Method`."""
+        return self.temperature**2 * (self.options.dkd_target + self.options.dkd_others)
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`. Of a mixed image, the class with the larger share is the label."""
@@ -72,6 +82,11 @@ class Dist(Method):
         when="Where the teacher is much stronger than the student, which cannot match its probabilities.",
         temperature=4.0,
     )
+
+    @property
+    def size(self) -> float:
+        """See `Method`."""
+        return 2 * self.temperature**2 * (self.options.dist_inter + self.options.dist_intra)
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `Method`."""
