@@ -202,8 +202,9 @@ class _InProcessError(Exception):
 
 def _work(site: _Site, tasks: Sequence[ShardTask], following: Any, writer: Connection) -> None:  # noqa: ANN401
     """Build shards that nobody else has taken; `following` counts those that were."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what there is to say
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script, which Ctrl-C is not for
+            signal.signal(number, signal.SIG_DFL)  # the parent says what there is to say
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     end_with_parent()
     torch.set_num_threads(1)

@@ -69,6 +69,11 @@ def words(photos, out, *more):
     return [sys.executable, "-m", "augment_cache.build", "--data", photos, "--out", out, "--json", *OPTIONS, *more]
 
 
+def hear_ctrl_c():
+    """Whoever is started in the background of a script ignores it, and so would all of these."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(command):
     """A process in a session of its own, so that its children can be found."""
     return subprocess.Popen(
@@ -77,6 +82,7 @@ def start(command):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
         cwd=Path(__file__).parents[2],
     )
 

@@ -347,18 +347,30 @@ def test_workers_die_with_their_parent(photos, build_cache, hashes, cache, tmp_p
     assert hashes(out) == hashes(cache)
 
 
-def test_ctrl_c_that_reaches_a_worker_before_its_parent(photos, tmp_path):
-    """As a busy machine may deliver it: that is Ctrl-C, and no lack of memory."""
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_that_reaches_a_worker_before_its_parent(photos, build_cache, hashes, cache, tmp_path, ignored):
+    """As a busy machine may deliver it: that is Ctrl-C, and no lack of memory. A build in the background of a script
+    ignores it, with all its processes."""
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
     out = tmp_path / "cache"
     words = ["--data", photos, "--out", out, "--engine", "cpu", "--size", 32, "--shard_mib", 0.01, "--processes", 3]
     parent = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, *map(str, words)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     assert _until(lambda: any(out.glob("*/shard-*.arrow")), 60)
     os.kill(_children(parent.pid)[-1], signal.SIGINT)
     time.sleep(0.6)
     parent.send_signal(signal.SIGINT)
-    said = parent.communicate(timeout=20)[1]
+    said = parent.communicate(timeout=60)[1]
+    if ignored:
+        assert parent.returncode == 0, said
+        assert build_cache(photos, out)["reused_shards"] > 0
+        assert hashes(out) == hashes(cache)
+        return
     assert parent.returncode in (130, -signal.SIGINT), said
     assert "interrupted" in said
     assert hidden(out) == []
