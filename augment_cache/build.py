@@ -22,6 +22,7 @@ from pipelines.console.cores import usable_cores
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
+from pipelines.console.ranges import check_ranges
 from pipelines.datasets import SplitOptions, has_splits, open_splits
 from pipelines.engines.choose import DeviceName, EngineName, resolve_device, resolve_engine
 from pipelines.engines.dali_compat import require_dali
@@ -105,9 +106,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         limits = {"size": (4, 4096), "quality": (1, 100), "copies": (0, 1000), "seed": (0, 2**64 - 1)}
         limits |= {"processes": (0, 1024), "threads": (0, 4096), "batch": (1, 65536), "of": (1, 100_000)}
-        for name, (least, most) in limits.items():
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"--{name} must be {least} to {most}, got {getattr(self, name)}")
+        check_ranges({f"--{name}": (getattr(self, name), *limit) for name, limit in limits.items()})
         if not 0 <= self.part < self.of:
             raise UsageError(f"--part counts from 0: with --of {self.of} it is 0 to {self.of - 1}, got {self.part}")
         # A shard is one record batch, and Arrow's binary columns end at 2 GiB.

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.benchmarks import cache_build, cache_memory
+from tests.benchmarks import cache_build, cache_memory, distillation
 from tests.benchmarks.rivals import contestant, facts, pool
+from training.engine.metrics import Scores
 
 POLICY = yaml.safe_load((facts.ROOT / "augment_cache" / "policies" / "taco14.yaml").read_text(encoding="utf-8"))
 OPS_OF_POLICY = sorted(op["op"] for op in POLICY["ops"])
@@ -296,3 +297,22 @@ def test_drawn_folder(tmp_path):
     assert len(files) == 14
     assert {Path(file).parent.name for file in files} == set(cache_memory.CLASSES)
     assert Image.open(files[0]).size == (cache_memory.SIDE, cache_memory.SIDE)
+
+
+def test_the_paired_comparison_of_methods():
+    """Equal predictions differ by nothing; always better is better in nearly every resample; and it has two sides."""
+    labels = np.tile(np.arange(3), 40)
+    wrong = np.where(np.arange(120) % 4 == 0, (labels + 1) % 3, labels)
+    plain, better = np.stack([wrong, wrong]), np.stack([labels, labels])
+    assert distillation.paired(labels, plain, plain) == (0, 0, 0, 1)
+    gain, low, high, p = distillation.paired(labels, plain, better)
+    assert gain == pytest.approx(1 - Scores(confusion_of(labels, wrong)).macro_f1)
+    assert 0 < low < gain < high
+    assert p == 1 / distillation.RESAMPLES
+    back = distillation.paired(labels, better, plain)
+    assert back[0] == pytest.approx(-gain)
+    assert back[3] == p
+
+
+def confusion_of(labels, predicted):
+    return np.bincount(labels * 3 + predicted, minlength=9).reshape(3, 3)

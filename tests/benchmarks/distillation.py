@@ -29,6 +29,8 @@ import numpy as np
 from pipelines.console.files import write_json
 from tests.benchmarks.real_data import RECIPES, job, prepare
 from tests.benchmarks.rivals.facts import circumstances
+from training.measure.bootstrap import Cells
+from training.measure.predictions import read_predictions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "distillation.json"
@@ -167,8 +169,8 @@ def run_one(task, options):
         "--latency_rounds",
         0,
     )
-    lines = (out / "predictions_test.csv").read_text(encoding="utf-8").splitlines()[1:]
-    cells = [line.split(",") for line in sorted(lines)]
+    said = read_predictions(out / "predictions_test.csv")
+    order = np.argsort(said.ids)
     kept = {key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "parameters", "input_size")}
     write_json(
         done,
@@ -181,10 +183,15 @@ def run_one(task, options):
             "classes": found["classes"],
         }
         | {"steps_of_links": sum(steps_of(link) for link in out.glob("chain-*"))}
-        | {"ids": [cell[0] for cell in cells], "labels": [cell[-len(found["classes"]) - 2] for cell in cells]}
-        | {"predicted": [cell[-len(found["classes"]) - 1] for cell in cells]},
+        | {"ids": said.ids[order].tolist(), "labels": letters(said.labels[order])}
+        | {"predicted": letters(said.predicted[order])},
     )
     sys.stderr.write(f"{task.key()}: macro F1 {kept['macro_f1']:.4f}, {seconds:.0f} s\n")
+
+
+def letters(classes):
+    """Numbers of classes, as one letter each."""
+    return "".join(chr(ord("a") + number) for number in classes.tolist())
 
 
 def steps_of(run):
@@ -231,35 +238,25 @@ def measure(options):
 
 
 def collect(options):
-    """All results so far into one file, predictions as one letter a sample."""
+    """All results so far into one file."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(options.out.glob("distillation/*/result.json"))]
     if not found:
         return
     tests = {}
     for run in found:
-        letters = {name: chr(ord("a") + number) for number, name in enumerate(run.pop("classes"))}
-        test = {"ids": run.pop("ids"), "labels": "".join(letters[name] for name in run.pop("labels"))}
+        test = {key: run.pop(key) for key in ("classes", "ids", "labels")}
         if tests.setdefault(run["data"], test) != test:
             raise SystemExit(f"the runs in {options.out} are of several test sets; measure again")
-        run["predicted"] = "".join(letters[name] for name in run["predicted"])
     for test in tests.values():
-        del test["ids"]
+        del test["ids"], test["classes"]
     about = circumstances(PACKAGES) | {"load": round(os.getloadavg()[0], 1), "views": VIEWS, "cache": CACHE_SIZE}
     write_json(RESULTS, about | {"tests": tests, "runs": found})
 
 
 def scores_of(labels, predictions, counts):
     """Macro F1 of resampled tests: labels [n], predictions [seeds, n], counts [resamples, n] → [resamples, seeds]."""
-    classes = labels.max() + 1
-    result = np.empty((len(counts), len(predictions)))
-    hot = labels[:, None] == np.arange(classes)
-    for number, said in enumerate(predictions):
-        guess = said[:, None] == np.arange(classes)
-        hits, both = counts @ (hot & guess), counts @ (hot.astype(float) + guess)
-        result[:, number] = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0).sum(1) / (both > 0).sum(
-            1
-        )
-    return result
+    classes = int(max(labels.max(), predictions.max())) + 1
+    return np.stack([Cells(labels, said, classes).macro_f1(counts) for said in predictions], axis=1)
 
 
 def paired(labels, first, second):

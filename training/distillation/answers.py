@@ -1,6 +1,7 @@
 """A teacher's answers to the images of a step: read from files that a pass over the data wrote, or asked for there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import cast
@@ -114,7 +115,7 @@ class KeptAnswers:
     def _source(self) -> Source:
         """Where the images come from: as the student's loader has them, unless the teacher wants other sizes."""
         setting = self._setting
-        return setting.loader.source if self.teacher.spec == setting.spec else setting.source
+        return setting.loader.source if self.teacher.spec == setting.loader.engine.spec else setting.source
 
     def begin(self, epoch: int, between: Callable[[], None]) -> None:
         """Have the answers of an epoch ready, see `training.engine.objective.Objective`."""
@@ -189,16 +190,7 @@ class KeptAnswers:
         name = cast(EngineName, setting.loader.engine.name)
         engine = make_engine(name, self.teacher.spec, device=process.device, threads=process.threads(self._threads))
         try:
-            asked = LoaderOptions(
-                batch_size=self._batch * process.world,
-                train=False,
-                seed=options.seed,
-                view=options.view,
-                policy=options.policy,
-                damaged=options.damaged,
-                rank=process.rank,
-                world=process.world,
-            )
+            asked = replace(options, batch_size=self._batch * process.world, train=False, order=None, repeat=0)
             loader = Loader(source, engine, asked)
             loader.set_epoch(self._round)
             parts, title = [], f"teacher {self.teacher.name}"

@@ -3,7 +3,8 @@
 k is the number of images, c that of classes. Student tensors carry gradients, teacher tensors none.
 """
 
-from __future__ import annotations
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,11 +55,11 @@ def dkd(
         Float [k].
     """
     own = torch.zeros_like(teacher, dtype=torch.bool).scatter_(1, labels[:, None], True)
-    divergences = []
-    for pick in (_of_the_target, _of_the_others):
-        log_t, log_s = pick(teacher / temperature, own), pick(student / temperature, own)
-        divergences.append(_divergence(log_t, log_s))
-    return temperature**2 * (target * divergences[0] + others * divergences[1])
+    tckd, nckd = (
+        _divergence(pick(teacher / temperature, own), pick(student / temperature, own))
+        for pick in (_of_the_target, _of_the_others)
+    )
+    return temperature**2 * (target * tckd + others * nckd)
 
 
 def _of_the_target(logits: Tensor, own: Tensor) -> Tensor:
@@ -121,37 +122,52 @@ def relational(student: Tensor, teacher: Tensor, *, distance: float, angle: floa
     """
     if len(student) < 2:
         return student.sum() * 0
-    found = []
-    for relation in (_distances, _angles):
-        found.append(functional.smooth_l1_loss(relation(student), relation(teacher)))
-    return (distance * found[0] + angle * found[1]).to(student.dtype)
+    ours, theirs = _Pairs.of(student), _Pairs.of(teacher)
+    distances, angles = (
+        functional.smooth_l1_loss(relation(ours), relation(theirs)) for relation in (_distances, _angles)
+    )
+    return (distance * distances + angle * angles).to(student.dtype)
 
 
-def _distances(points: Tensor) -> Tensor:
-    """Euclidean distance of all pairs, divided by the mean of those that are not 0: [k, k]."""
-    lengths, apart, _ = _lengths(points)
+class _Pairs(NamedTuple):
+    """Points, by pairs.
+
+    Attributes:
+        lengths: Float64 [k, k]; Euclidean distances.
+        apart: bool [k, k]; whether they are not 0.
+        products: Float64 [k, k]; of the points, from their middle.
+    """
+
+    lengths: Tensor
+    apart: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor) -> "_Pairs":
+        """Of float [k, d]."""
+        points = points.double()
+        points = points - points.mean(0)
+        products = points @ points.T
+        squares = products.diagonal()[:, None] + products.diagonal()[None] - 2 * products
+        apart = squares > EPSILON * products.diagonal().mean()
+        # The slope of a root at 0 is infinite.
+        return cls(torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0), apart, products)
+
+
+def _distances(pairs: _Pairs) -> Tensor:
+    """Distances divided by the mean of those that are not 0: [k, k]."""
+    lengths, apart, _ = pairs
     return lengths / (lengths.sum() / apart.sum().clamp_min(1)).clamp_min(EPSILON)
 
 
-def _angles(points: Tensor) -> Tensor:
+def _angles(pairs: _Pairs) -> Tensor:
     """Cosine of the angle at point i between points j and l: [k, k, k]."""
-    lengths, apart, products = _lengths(points)
+    lengths, apart, products = pairs
     own = products.diagonal()
     # (p_j - p_i) · (p_l - p_i), from products of the points: their differences would take k² vectors of memory.
     steps = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
     both = apart[:, :, None] & apart[:, None, :]
     return torch.where(both, steps / torch.where(both, lengths[:, :, None] * lengths[:, None, :], 1.0), 0.0)
-
-
-def _lengths(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances of all pairs, float64 [k, k]; whether they are apart; and the products that they were made from."""
-    points = points.double()
-    points = points - points.mean(0)
-    products = points @ points.T
-    squares = products.diagonal()[:, None] + products.diagonal()[None] - 2 * products
-    apart = squares > EPSILON * products.diagonal().mean()
-    lengths = torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)  # the slope of a root at 0 is infinite
-    return lengths, apart, products
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
@@ -211,12 +227,11 @@ def arcface_logits(cosines: Tensor, labels: Tensor, *, scale: float, margin: flo
     Returns:
         Float [k, c].
     """
-    limit = torch.cos(torch.tensor(torch.pi - margin, dtype=torch.float64))
     cos = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-7, 1 - 1e-7)
-    turn = torch.tensor(margin, dtype=torch.float64)
-    shifted = cos * float(turn.cos()) - (1 - cos * cos).sqrt() * float(turn.sin())
-    straight = cos - float(turn.sin()) * margin
-    return scale * cosines.scatter(1, labels[:, None], torch.where(cos > float(limit), shifted, straight))
+    shifted = cos * math.cos(margin) - (1 - cos * cos).sqrt() * math.sin(margin)
+    straight = cos - math.sin(margin) * margin
+    turned = torch.where(cos > math.cos(math.pi - margin), shifted, straight)
+    return scale * cosines.scatter(1, labels[:, None], turned)
 
 
 def combined(teachers: list[Tensor], weights: list[float], temperature: float) -> Tensor:

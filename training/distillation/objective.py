@@ -36,7 +36,7 @@ class Distilled:
     ) -> None:
         self._accelerator = setting.machine.accelerator
         self._labels = Supervised(self._accelerator, setting.loss)
-        self._methods, self._options = methods, config.teacher
+        self._methods, self._options, self._shares = methods, config.teacher, config.teacher.shares()
         self._alpha = alpha_of(config.method, methods)
         self._scale = config.method.scale
         self._temperature = temperature_of(methods)
@@ -91,7 +91,7 @@ class Distilled:
     def _together(self, logits: list[Tensor], targets: Tensor) -> Tensor:
         if self._options.combine == "best":
             return best_of(logits, targets)
-        return combined(logits, self._options.shares(), self._temperature)
+        return combined(logits, self._shares, self._temperature)
 
 
 def _described(teacher: Teacher) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pipelines.console.ranges import check_ranges
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.engine.config import TrainConfig
@@ -41,8 +42,7 @@ class TeacherConfig:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= 65536:
-            raise UsageError(f"--teacher.batch_size must be 1 to 65536, got {self.batch_size}")
+        check_ranges({"--teacher.batch_size": (self.batch_size, 1, 65536)})
         given = names_in(self.weights)
         if (self.combine == "weighted") != bool(given):
             raise UsageError("--teacher.weights belongs to --teacher.combine weighted; give both or none")
@@ -124,9 +124,7 @@ class MethodConfig:
             "margin": (self.margin, 0, 1.57),
             "arc_scale": (self.arc_scale, 1e-3, 1e3),
         }
-        for name, (number, least, most) in ranges.items():
-            if number is not None and not least <= number <= most:
-                raise UsageError(f"--method.{name} must be {least} to {most}, got {number}")
+        check_ranges({f"--method.{name}": limits for name, limits in ranges.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipelines.console.ranges import check_ranges
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
 from pipelines.mix import MixOptions
@@ -222,9 +223,7 @@ class RunConfig:
         for name, value in positive.items():
             if not value > 0:
                 raise UsageError(f"{name} must be above 0, got {value}")
-        for name, (number, least, most) in self._ranges().items():
-            if number is not None and not least <= number <= most:
-                raise UsageError(f"{name} must be {least} to {most}, got {number}")
+        check_ranges(self._ranges())
         self._check_together()
 
     def _ranges(self) -> dict[str, tuple[float | None, float, float]]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipelines.errors import UsageError
 from training.engine.objective import LOGITS
 from training.model.classifier import classifier_names
+from training.model.shapes import output_shapes
 
 EMBEDDING = "embedding"
 """Stands for what goes into the classifier, one vector per image, where a path of a module is expected."""
@@ -145,28 +145,26 @@ def tap_shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
         Path → shape without the batch, for modules that put out one tensor; and `EMBEDDING` where a classifier is
         found. A module that runs several times counts where it ran last.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(path: str, _module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            shapes.pop(path, None)
-            shapes[path] = tuple(output.shape[1:])
+    into: list[tuple[int, ...]] = []
 
     def note_input(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        shapes[EMBEDDING] = tuple(as_vectors(inputs[0]).shape[1:])
+        into.append(tuple(as_vectors(inputs[0]).shape[1:]))
 
-    handles = [module.register_forward_hook(partial(note, path)) for path, module in network.named_modules() if path]
     heads = _classifiers(network)
-    if len(heads) == 1:
-        handles.append(network.get_submodule(heads[0]).register_forward_pre_hook(note_input))
-    was_training = network.training
+    if len(heads) > 1:  # no one vector goes into all of them
+        heads = []
+    handles = [network.get_submodule(head).register_forward_pre_hook(note_input) for head in heads]
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, size, size))
+        found = output_shapes(network, size)
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, shape in found.items():
+        if path in heads:
+            shapes[EMBEDDING] = into[-1]
+        if path and shape is not None:
+            shapes[path] = shape
     return shapes
 
 

@@ -85,7 +85,6 @@ class Setting:
         source: What is learned from, as it was opened.
         loader: Of that; its own source may hold decoded images of one size.
         format: What the network gets.
-        spec: Size and fit of its images.
     """
 
     machine: Machine
@@ -93,7 +92,6 @@ class Setting:
     source: Source
     loader: Loader
     format: TensorFormat
-    spec: RenderSpec
 
 
 def supervised(setting: Setting) -> Objective:
@@ -194,7 +192,6 @@ def assemble(
         UsageError: The options cannot be carried out.
     """
     accelerator, card = machine.accelerator, network.card
-    spec = RenderSpec(card.size, card.fit)
     wanted = TensorFormat("float32", card.mean, card.std, channels_last=network.channels_last)
     with agreeing(accelerator):  # preparing asks all processes
         labels = sources[0].labels
@@ -206,7 +203,9 @@ def assemble(
         learner = _with_parts(model, network, accelerator.device)
         optimizer = make_optimizer(model, config.optimizer, extra=getattr(learner, "parts", None))
         ema = ModelEmaV3(learner, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
-        train_loader, val_loader = make_loaders(config, machine.process, sources, spec, wanted)
+        train_loader, val_loader = make_loaders(
+            config, machine.process, sources, RenderSpec(card.size, card.fit), wanted
+        )
     try:
         faster = torch.compile(learner) if network.compile else learner
         prepared, prepared_optimizer = accelerator.prepare(faster, optimizer)
@@ -216,7 +215,7 @@ def assemble(
             optimizer=prepared_optimizer,
             schedule=Schedule(optimizer, config.schedule, config.optimizer.lr, len(train_loader) // config.accumulate),
             objective=objective(
-                Setting(machine=machine, loss=loss, source=sources[0], loader=train_loader, format=wanted, spec=spec)
+                Setting(machine=machine, loss=loss, source=sources[0], loader=train_loader, format=wanted)
             ),
             format=wanted,
             clip_norm=config.optimizer.clip_norm,

@@ -78,7 +78,7 @@ def bootstrap_distribution(confusion: Ints, *, resamples: int = 10_000, seed: in
     """
     _check_matrix(confusion)
     labels, predicted = np.nonzero(confusion)
-    cells = _Cells(labels, predicted, len(confusion))
+    cells = Cells(labels, predicted, len(confusion))
     draws = _draws(confusion[labels, predicted], resamples, seed)
     return np.concatenate([cells.macro_f1(counts) for counts in draws])
 
@@ -220,7 +220,7 @@ def _differences(codes: Ints, counts: Ints, num_classes: int, resamples: int, se
     """Second minus first macro F1 of each resample."""
     pairs, second = np.divmod(codes, num_classes)
     labels, first = np.divmod(pairs, num_classes)
-    one, two = _Cells(labels, first, num_classes), _Cells(labels, second, num_classes)
+    one, two = Cells(labels, first, num_classes), Cells(labels, second, num_classes)
     drawn = _draws(counts, resamples, seed)
     difference = np.concatenate([two.macro_f1(part) - one.macro_f1(part) for part in drawn])
     # Equal scores summed in another order are still equal.
@@ -248,7 +248,7 @@ def _draws(counts: Ints, resamples: int, seed: int) -> Iterator[Ints]:
         yield random.multinomial(samples, counts / samples, size=min(most, resamples - begin))
 
 
-class _Cells:
+class Cells:
     """Turns counts of cells into macro F1.
 
     Args:

@@ -1,13 +1,12 @@
 """What flows through a model: the shape, the multiply-accumulates and the parameters of each of its blocks."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.measure.competition_macs import count_competition_macs
 from training.measure.macs import LayerMacs, MacsReport, UncountableError, count_macs
+from training.model.shapes import output_shapes
 
 FEWEST_ROWS = 5
 """So many blocks a trace shows at least, where the model has them and nobody asks for a depth."""
@@ -64,7 +63,7 @@ def trace_blocks(model: nn.Module, size: int, depth: int | None = None) -> Trace
     """
     cost = count_macs(model, size)
     competition, refusal = _competition(model, size)
-    shapes = _output_shapes(model, size)
+    shapes = output_shapes(model, size)
     rows = [_block(model, path, shapes[path], cost, competition) for path in _paths(model, depth) if path in shapes]
     rest = _rest(model, rows, cost, competition)
     blocks = (*rows, rest) if rest.macs or rest.parameters or rest.competition_macs else tuple(rows)
@@ -94,30 +93,6 @@ def _paths_at(model: nn.Module, depth: int) -> list[str]:
 
 def _children(module: nn.Module) -> list[nn.Module]:
     return list(module.children())
-
-
-def _output_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...] | None]:
-    """Shape per path of each module that runs."""
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    handles = [
-        module.register_forward_hook(partial(_note_shape, shapes, path)) for path, module in model.named_modules()
-    ]
-    parameter = next(model.parameters(), torch.zeros(1))
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return shapes
-
-
-def _note_shape(
-    shapes: dict[str, tuple[int, ...] | None], path: str, _module: nn.Module, _inputs: object, output: object
-) -> None:
-    shapes[path] = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
 
 
 def _block(
