@@ -102,7 +102,7 @@ _BLOCK = Stage.MIX << 16
 
 def beta_quantile(alpha: float, probability: float) -> float:
     """The value below which Beta(alpha, alpha) lies with a probability, a multiple of 1 / STEPS."""
-    from scipy.special import betaincinv  # type: ignore[import-untyped]  # slow to import
+    from scipy.special import betaincinv  # slow to import
 
     return round(float(betaincinv(alpha, alpha, probability)) * STEPS) / STEPS
 

@@ -1,10 +1,12 @@
 """Train a classifier on a cache or a folder of crops, on one process or many (accelerate launch, srun)."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from torch import nn
 
 from pipelines.console.job import run_job
 from pipelines.console.output import human_seconds, render_table
@@ -12,7 +14,7 @@ from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from pipelines.sources import Source
 from training.engine.agree import agreeing
-from training.engine.config import TrainConfig
+from training.engine.config import ModelConfig, TrainConfig
 from training.engine.data import image_shape, training_sources
 from training.engine.folder import BEST_NAME, claim
 from training.engine.folds import cross_validate, own_folder, predict_fold
@@ -20,6 +22,7 @@ from training.engine.preemption import StopSignals
 from training.engine.setup import Network, assemble, start
 from training.model.card import ModelCard
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
+from training.model.model_file import find_model, is_model_file, load_own_weights, read_card, rebuild
 from training.model.start import HUB, start_from
 
 EXAMPLE = """
@@ -76,15 +79,14 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
         UsageError: There is none of that name, its weights do not fit, or it cannot take images of that size.
     """
     set_seed(config.seed)  # here, for several runs may follow each other in one process
-    options = config.model
-    size, fit_ = image_shape(config.data.path, config.data.size)
-    model = create_model(options.name, len(source.classes), drop_rate=options.drop_rate, drop_path=options.drop_path)
+    options, data = config.model, config.data
+    size, fit_ = image_shape(data.path, data.size)
     if not started:
         refuse_own_weights(config)
-        start_from(model, options.name, options.weights, source.classes)
+    model, made = make_model(options, source.classes, with_weights=not started)
+    if not started:
+        start_from(model, made.architecture, options.weights, source.classes)
     check_input_size(model, options.name, size)
-    mean, std = preprocessing(model)
-    data = config.data
     provenance = {
         "seed": config.seed,
         "precision": config.precision,
@@ -96,21 +98,45 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
     }
     return Network(
         model=model,
-        card=ModelCard(
-            architecture=options.name,
-            definition=definition_of(options.name),
-            classes=source.classes,
-            size=size,
-            fit=fit_,
-            mean=mean,
-            std=std,
-            provenance=provenance,
-        ),
+        card=replace(made, size=size, fit=fit_, provenance=made.provenance | provenance),
         freeze=tuple(names_in(options.freeze)),
         channels_last=options.channels_last,
         sync_batchnorm=options.sync_batchnorm,
         compile=options.compile,
     )
+
+
+def make_model(options: ModelConfig, classes: tuple[str, ...], *, with_weights: bool) -> tuple[nn.Module, ModelCard]:
+    """The network that the options name, and a card for it, whose size and fit are yet to be set.
+
+    Args:
+        options: An architecture by its name, or a model file: its architecture, edits and weights.
+        classes: What is to be told apart.
+        with_weights: Load those of a model file.
+
+    Raises:
+        UsageError: There is none of that name, or the model file tells other classes apart.
+    """
+    if not is_model_file(options.name):
+        model = create_model(options.name, len(classes), drop_rate=options.drop_rate, drop_path=options.drop_path)
+        mean, std = preprocessing(model)
+        definition = definition_of(options.name)
+        plain = ModelCard(
+            architecture=options.name, definition=definition, classes=classes, size=64, fit="pad", mean=mean, std=std
+        )
+        return model, plain
+    path = find_model(Path(options.name))
+    card = read_card(path)
+    if card.classes != classes:
+        raise UsageError(
+            f"--model.name {path} tells {', '.join(card.classes)} apart, the data has {', '.join(classes)}; give the "
+            "data that belongs to it, or name its architecture and give the file as --model.weights"
+        )
+    model = rebuild(card, path, drop_rate=options.drop_rate, drop_path=options.drop_path)
+    if with_weights:
+        load_own_weights(model, card, path)
+    presses = {key: card.provenance[key] for key in ("presses",) if key in card.provenance}
+    return model, replace(card, provenance=presses)
 
 
 def refuse_own_weights(config: TrainConfig) -> None:
@@ -119,11 +145,14 @@ def refuse_own_weights(config: TrainConfig) -> None:
     Raises:
         UsageError: They are there.
     """
-    weights, out = config.model.weights, config.out.resolve()
-    if weights and weights != HUB and out in (Path(weights).resolve(), *Path(weights).resolve().parents):
-        raise UsageError(
-            f"--model.weights {weights} lies in --out {config.out}, which a new run replaces; choose another"
-        )
+    name, weights, out = config.model.name, config.model.weights, config.out.resolve()
+    sources = {
+        "--model.weights": weights if weights != HUB else None,
+        "--model.name": name if is_model_file(name) else None,
+    }
+    for option, source in sources.items():
+        if source and out in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise UsageError(f"{option} {source} lies in --out {config.out}, which a new run replaces; choose another")
 
 
 def table(report: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pipelines.mix import MixOptions
 from pipelines.resident import ResidentMode
 from training.engine.losses import LossConfig
 from training.engine.optimization import OptimizerConfig, ScheduleConfig
+from training.engine.sparsity import SparsityConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -81,7 +82,8 @@ class ModelConfig:
     """Which network.
 
     Args:
-        name: Of timm or pytorchcv, or a YAML file; python -m training.models lists them.
+        name: Of timm or pytorchcv, or a YAML file; python -m training.models lists them. Or a model file or run folder,
+            pressed or not: its architecture and its weights.
         weights: Where to start from: a state dict (.safetensors or .pth), a run folder or a model file, or `pretrained`
             for what timm's hub has; random weights when absent.
         freeze: Parts that do not learn, by the first components of their names: conv_stem,bn1,blocks.0 for example; or
@@ -174,6 +176,7 @@ class RunConfig:
         loss: What is minimised.
         mix: Mixup and CutMix.
         ema: Average of the weights.
+        sparsity: Pruning of weights while they learn.
         stop: Stopping early.
         save: Checkpoints.
         out: Folder of the run: config.yaml, run.json, metrics.jsonl, tensorboard/, checkpoints/, best.safetensors,
@@ -198,6 +201,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     out: Path = Path("runs/train")

@@ -19,8 +19,9 @@ from training.engine.checkpoint import Checkpoints
 from training.engine.config import RunConfig
 from training.engine.preemption import requeues
 from training.engine.tracking import METRICS_NAME, RUN_NAME, TENSORBOARD
+from training.model.model_file import BEST_NAME as BEST_NAME
 
-CONFIG_NAME, BEST_NAME, LAST_NAME = "config.yaml", "best.safetensors", "last.safetensors"
+CONFIG_NAME, LAST_NAME = "config.yaml", "last.safetensors"
 LOCK_NAME = ".lock"
 FREE_OPTIONS = (
     "out",

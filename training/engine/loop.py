@@ -25,6 +25,7 @@ from training.engine.learner import deployed
 from training.engine.metrics import Scores
 from training.engine.objective import LOGITS, Forward, Objective
 from training.engine.optimization import Schedule, keep_frozen_in_eval
+from training.engine.sparsity import Sparsity
 from training.measure.predictions import Predictions, probabilities
 
 
@@ -43,6 +44,7 @@ class Trainer:
         seed: Of dropout and stochastic depth.
         frozen: Modules that do not learn.
         ema: timm.utils.ModelEmaV3, None for none.
+        sparsity: Weights that stay zero, None for none.
     """
 
     accelerator: Any
@@ -55,6 +57,7 @@ class Trainer:
     seed: int
     frozen: Sequence[nn.Module] = ()
     ema: Any = None
+    sparsity: Sparsity | None = None
 
     @property
     def plain(self) -> nn.Module:
@@ -93,10 +96,14 @@ class Trainer:
                 # Gradients are averaged over processes, but the shares of the loss are to be added up.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             summed += loss.detach()
+        if self.sparsity is not None:
+            self.sparsity.clear_gradients()
         if self.clip_norm > 0:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.sparsity is not None:
+            self.sparsity.after_step(number + 1)
         if self.ema is not None:
             self.ema.update(self.plain, step=number)
         return summed

@@ -1,8 +1,9 @@
 """From options and a network to a run: what train, distill and every fine-tuning have in common."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from pipelines.tensors import TensorFormat
 from training.engine.agree import agreeing
 from training.engine.config import RunConfig
 from training.engine.data import Process, make_loaders, process_of
-from training.engine.learner import Learner, Part
+from training.engine.learner import Learner, Part, deployed
 from training.engine.loop import Trainer
 from training.engine.losses import Loss, make_loss
 from training.engine.objective import Objective, Supervised
 from training.engine.optimization import Schedule, freeze, make_optimizer
 from training.engine.preemption import StopSignals
 from training.engine.run import Run
+from training.engine.sparsity import sparsity_of
 from training.engine.sync_batchnorm import synchronise
 from training.engine.tracking import TENSORBOARD, check_trackers
 from training.model.card import ModelCard
@@ -203,6 +205,8 @@ def assemble(
         learner = _with_parts(model, network, accelerator.device)
         optimizer = make_optimizer(model, config.optimizer, extra=getattr(learner, "parts", None))
         ema = ModelEmaV3(learner, decay=config.ema.decay, use_warmup=config.ema.warmup) if config.ema.decay else None
+        averaged = deployed(ema.module) if ema is not None else None
+        sparsity = sparsity_of(model, averaged, card.edits, config.sparsity)
         train_loader, val_loader = make_loaders(
             config, machine.process, sources, RenderSpec(card.size, card.fit), wanted
         )
@@ -222,11 +226,37 @@ def assemble(
             seed=config.seed,
             frozen=frozen,
             ema=ema,
+            sparsity=sparsity,
         )
-        return Run(config, accelerator, trainer, train_loader, val_loader, card, signals, name)
+        if sparsity is not None and sparsity.planned is not None:
+            card = replace(card, edits=(*card.edits, sparsity.planned))
+        kind = Run if sparsity is None else SparseRun
+        return kind(config, accelerator, trainer, train_loader, val_loader, card, signals, name)
     except BaseException:
         train_loader.engine.close()
         raise
+
+
+class SparseRun(Run):
+    """A run whose network has zeros that stay: its checkpoints know them, its best epoch has all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sparsity = self.trainer.sparsity
+        assert sparsity is not None
+        self._sparsity, sparsity.steps = sparsity, self.config.schedule.epochs * self.steps
+
+    def _finish_epoch(self) -> None:
+        if self.state.best_epoch * self.steps < self._sparsity.end:  # the best so far is not pruned to the end
+            self.state.best_macro_f1 = -math.inf
+        super()._finish_epoch()
+
+    def _snapshot(self) -> dict[str, Any]:
+        return super()._snapshot() | {"sparsity": self._sparsity.state_dict()}
+
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        super()._restore(checkpoint)
+        self._sparsity.load_state_dict(checkpoint.get("sparsity"))
 
 
 def _with_parts(model: nn.Module, network: Network, device: torch.device) -> nn.Module:

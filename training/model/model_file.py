@@ -12,6 +12,10 @@ from pipelines.console.files import write_bytes
 from pipelines.errors import UsageError
 from training.model.card import HEADER_KEY, ModelCard, card_text, parse_card
 from training.model.create import create_model
+from training.model.edits.apply import apply_edits
+
+BEST_NAME = "best.safetensors"
+"""The model of a run folder that validation chose."""
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
@@ -59,31 +63,48 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     """
     card = read_card(path)
     model = rebuild(card, path)
+    load_own_weights(model, card, path)
+    return model.eval(), card
+
+
+def load_own_weights(model: nn.Module, card: ModelCard, path: Path) -> None:
+    """Load the weights of a model file into what `rebuild` made of its card.
+
+    Raises:
+        UsageError: They do not fit.
+    """
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:
         raise UsageError(
             f"{path}: its weights do not fit {card.architecture} ({error}); was timm or pytorchcv updated?"
         ) from error
-    return model.eval(), card
 
 
-def rebuild(card: ModelCard, path: Path) -> nn.Module:
-    """The architecture that a card describes, with random weights.
+def is_model_file(name: str) -> bool:
+    """Whether the name of a model is that of a model file or of a run folder, rather than of an architecture."""
+    return name.endswith(".safetensors") or (Path(name) / BEST_NAME).is_file()
+
+
+def rebuild(card: ModelCard, path: Path, *, drop_rate: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+    """The architecture that a card describes, pressed as it says, with random weights.
 
     Args:
         card: Of a model.
         path: Where it came from, for messages.
+        drop_rate: See `create_model`.
+        drop_path: Likewise.
 
     Raises:
         UsageError: It holds edits that this version cannot make, or names no architecture.
     """
-    if card.edits:
-        kinds = ", ".join(sorted({str(edit.get("kind")) for edit in card.edits}))
-        raise UsageError(f"{path} was pressed by edits that this Tacopress does not know ({kinds}); update Tacopress")
-    return create_model(card.architecture, len(card.classes), definition=card.definition)
+    model = create_model(
+        card.architecture, len(card.classes), drop_rate=drop_rate, drop_path=drop_path, definition=card.definition
+    )
+    apply_edits(model, card.edits, str(path))
+    return model
 
 
 def find_model(path: Path) -> Path:
     """The model file that a path means: itself, or the best one of a run folder."""
-    return path / "best.safetensors" if path.is_dir() else path
+    return path / BEST_NAME if path.is_dir() else path
