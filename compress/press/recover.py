@@ -1,0 +1,143 @@
+"""Recovery: a pressed model is trained on by the training engine, as a recipe says."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.console.files import write_json
+from pipelines.console.parser import make_parser, parse
+from pipelines.errors import UsageError
+from training.distill import distill
+from training.distillation.options import DistillConfig
+from training.engine.config import TrainConfig
+from training.engine.data import image_shape
+from training.engine.folder import LAST_NAME, changes
+from training.model.model_file import BEST_NAME, read_card
+from training.train import train
+
+MARK_NAME = "recovery.json"
+"""In the folder of a recovery: which model it began with, and whether it is finished."""
+
+Train = Callable[[Any], dict[str, Any]]
+
+
+def recover(model_file: Path, recipe: Path, out: Path, overrides: Mapping[str, Any]) -> Path:
+    """Train a pressed model on, in this process.
+
+    The same call goes on where it was stopped, and returns at once when it had finished.
+
+    Args:
+        model_file: The pressed model. Its input size is kept; its weights are what training starts from.
+        recipe: YAML of training.distill, or of training.train if neither it nor an override speaks of
+            a teacher or a method.
+        out: Folder of the run; `recovery.json` in it says which model it belongs to.
+        overrides: Options besides, by their dotted names.
+
+    Returns:
+        The model file of the run: the best where it has validated, otherwise the last.
+
+    Raises:
+        UsageError: The recipe cannot be used; or the folder holds something else: the recovery of another model, or
+            with other options. It is never begun anew.
+        PreemptedError: A signal stopped it; everything is saved.
+    """
+    config, job = read_recipe(recipe, model_file, out, overrides)
+    mark = {"model": str(model_file), "sha256": digest_of(model_file)}
+    found = _read_mark(out)
+    if found is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UsageError(f"{out} holds no recovery; choose another --work, or delete it")
+    if found is not None and found["sha256"] != mark["sha256"]:
+        raise UsageError(f"{out} holds the recovery of another model ({found['model']}); choose another --work")
+    if found is not None and found.get("finished"):
+        if difference := changes(config):
+            raise UsageError(f"{out} holds a recovery with other options ({difference}); choose another --work")
+        return _model_of(out)
+    write_json(out / MARK_NAME, mark)
+    job(config)
+    model = _model_of(out)
+    write_json(out / MARK_NAME, mark | {"finished": True})
+    return model
+
+
+def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfig, Train]:
+    """The options of a recovery, and the job that takes them.
+
+    Raises:
+        UsageError: The recipe is none, says something wrong, or trains at another size than the model takes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("recovery runs in one process; start without accelerate launch")
+    if model_file.suffix != ".safetensors":
+        raise UsageError(f"{model_file} is no model file (.safetensors)")
+    values = _read_yaml(recipe)
+    card = read_card(model_file)
+    asked = values.get("data", {}).get("size") if isinstance(values.get("data", {}), dict) else None
+    if asked not in (None, card.size):
+        raise UsageError(f"--recover {recipe} trains at {asked} px, the model takes {card.size}; leave out data.size")
+    named = {*values, *(name.partition(".")[0] for name in overrides)}
+    kind: type[TrainConfig] = DistillConfig if {"method", "teacher", "chain"} & named else TrainConfig
+    # Weights of the recipe would replace those of the pressed model, and a finished recovery is never thrown away.
+    fixed = {"model.name": model_file, "model.weights": "null", "data.size": card.size, "out": out}
+    fixed |= {"overwrite": "false", "resume": "auto"}
+    words = [f"--{name}={value}" for name, value in {**overrides, **fixed}.items()]
+    config = _parsed(kind, recipe, words)
+    if config.data.folds:
+        raise UsageError(
+            f"--recover {recipe} asks for cross-validation, which has no single model; leave out data.folds"
+        )
+    fit = image_shape(config.data.path, config.data.size)[1]
+    if fit != card.fit:
+        raise UsageError(f"{config.data.path} has images of fit {fit}, the model takes {card.fit}; build another cache")
+    return config, distill if kind is DistillConfig else train
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parsed(kind: type[TrainConfig], recipe: Path, words: list[str]) -> TrainConfig:
+    parser = make_parser(kind, name="compress.layers", summary="", example="")
+    parser.exit_on_error = False
+    try:
+        return parse(parser, kind, ["--config", str(recipe), *words])[0]
+    except UsageError as error:
+        raise UsageError(f"--recover {recipe}: {error}") from error
+    except (argparse.ArgumentError, SystemExit, ValueError, TypeError) as error:
+        raise UsageError(f"--recover {recipe} is no recipe of training ({error}); see training/recipes") from error
+
+
+def _read_yaml(recipe: Path) -> dict[str, Any]:
+    if not recipe.is_file():
+        raise UsageError(f"--recover {recipe} does not exist; give a YAML recipe of training.distill or training.train")
+    try:
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--recover {recipe} is no YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--recover {recipe} holds no options; give a recipe as in training/recipes")
+    return values
+
+
+def _read_mark(out: Path) -> dict[str, Any] | None:
+    path = out / MARK_NAME
+    if not path.is_file():
+        return None
+    try:
+        mark = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": str(mark["model"]), "sha256": str(mark["sha256"]), "finished": bool(mark.get("finished"))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); delete {out}") from error
+
+
+def _model_of(out: Path) -> Path:
+    best, last = out / BEST_NAME, out / LAST_NAME
+    if not best.is_file() and not last.is_file():
+        raise UsageError(f"{out} holds no model; delete it")
+    return best if best.is_file() else last
