@@ -1,0 +1,1 @@
+"""Blocks that can go: which there are, which matter least, and taking them away."""
