@@ -25,6 +25,8 @@ say "$BIN/python" -m augment_cache.preview --cache "$OUT/cache" --out "$OUT/copi
 say "$BIN/accelerate" launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   -m training.train --config "$recipes/$RECIPE.yaml" --data.path "$OUT/cache" --out "$OUT/run" --overwrite true
 say "$BIN/python" -m training.evaluate --model "$OUT/run" --data "$OUT/cache"
-say "$BIN/python" -m compress.export --model "$OUT/run"
-say "$BIN/python" -m training.predict --model "$OUT/run/best.onnx" --data "$OUT/cache" --out "$OUT/predictions.csv"
-printf '\nLook at %s and %s\n' "$OUT/copies.png" "$OUT/run/confusion_test.png"
+rm -rf "$OUT/ladder" # it belongs to the model of the run before
+say "$BIN/python" -m compress.ladder --recipe demo --model "$OUT/run" --data "$OUT/cache" --work "$OUT/ladder" --test true
+say "$BIN/python" -m compress.export --model "$OUT/ladder/model.safetensors"
+say "$BIN/python" -m training.predict --model "$OUT/ladder/model.onnx" --data "$OUT/cache" --out "$OUT/predictions.csv"
+printf '\nLook at %s, %s and %s\n' "$OUT/copies.png" "$OUT/run/confusion_test.png" "$OUT/ladder/ladder.png"

@@ -1,0 +1,1 @@
+"""The rungs of a ladder: what they say, how they are climbed, how they look."""
