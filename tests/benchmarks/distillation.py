@@ -4,7 +4,8 @@
         --teacher_weights tf_efficientnet_lite0.pth
     python -m tests.benchmarks.distillation --table
 
-The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same split at 96 px (`--recipe pretrained`).
+The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same split at 96 px by the recipe
+`pretrained`, without label smoothing, which makes worse teachers (Müller et al. 2019, arXiv 1906.02629).
 Students are trained from scratch: the seed network at 80 px by the options of the recipe `competition`, and
 mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps (of the autoencoder's,
 30 % before; what the links of a chain cost comes on top), seeds, order, crops and flips; nothing is chosen by the test,
@@ -36,7 +37,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "distillation.json"
 MEASURED = HERE.parents[1] / "training" / "distillation" / "measured.json"
 PACKAGES = ("torch", "timm", "pytorchcv", "opencv-python-headless", "simplejpeg", "numpy")
-CACHE_SIZE, VIEWS, RESAMPLES = 112, 4, 10_000
+CACHE_SIZE, VIEWS, RESAMPLES = 112, 8, 10_000
+TEACHER_EPOCHS = 5
 DATA = ("trashnet", "taco")
 STUDENTS = {"shufflenet_g3_wd4": "competition", "mobilenetv3_small_050": "quick"}
 SUMS = {
@@ -137,7 +139,20 @@ def words_of(task, options):
 
 def teacher(options, data, seed):
     """The run that teaches."""
-    return options.out / f"{data}-pretrained-{seed}"
+    return options.out / f"{data}-teacher-{seed}"
+
+
+def make_teacher(data, seed, options):
+    """Train and export it, unless that has been done."""
+    run = teacher(options, data, seed)
+    onnx = Path(f"{run}.onnx")
+    words = ["--config", RECIPES / "pretrained.yaml", "--data.path", options.out / f"{data}-{CACHE_SIZE}"]
+    words += ["--data.train_on", "train+val", "--model.weights", options.teacher_weights, "--loss.label_smoothing", 0]
+    words += ["--schedule.epochs", TEACHER_EPOCHS, "--threads", 1, "--data.threads", 1, "--trackers", ""]
+    if not (run / "last.safetensors").is_file():
+        job("training.train", *words, "--seed", seed, "--out", run)
+    if not onnx.is_file():
+        job("compress.export", "--model", run / "last.safetensors", "--out", onnx)
 
 
 def run_one(task, options):
@@ -199,38 +214,35 @@ def steps_of(run):
     return json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]
 
 
-def work(queue, options):
-    """Do tasks until there are none."""
+def work(queue, body, options):
+    """Make calls until there are none."""
     while True:
-        task = queue.get()
-        if task is None:
+        call = queue.get()
+        if call is None:
             return
         try:
-            run_one(task, options)
+            body(*call, options)
         except subprocess.CalledProcessError as error:
-            sys.stderr.write(f"{task.key()} failed with status {error.returncode}; the others go on\n")
+            sys.stderr.write(f"{call} failed with status {error.returncode}; the others go on\n")
 
 
 def measure(options):
     """Do what is left to do, several at a time."""
     for name, path in options.data.items():
         prepare(path, name, options.out, CACHE_SIZE)
-        for seed in (0, 1):
-            words = ["--config", RECIPES / "pretrained.yaml", "--data.path", options.out / f"{name}-{CACHE_SIZE}"]
-            words += ["--data.train_on", "train+val", "--model.weights", options.teacher_weights]
-            words += ["--seed", seed, "--out", teacher(options, name, seed)]
-            if not (teacher(options, name, seed) / "last.safetensors").is_file():
-                job("training.train", *words)
-            onnx = Path(f"{teacher(options, name, seed)}.onnx")
-            if not onnx.is_file():
-                job("compress.export", "--model", teacher(options, name, seed) / "last.safetensors", "--out", onnx)
+    in_parallel(options, make_teacher, [(name, seed) for seed in (0, 1) for name in options.names])
+    in_parallel(options, run_one, [(task,) for task in tasks(options)])
+
+
+def in_parallel(options, body, calls):
+    """`body(*call, options)` for all calls, several at a time."""
     context = get_context("spawn")
     queue = context.Queue()
-    for task in tasks(options):
-        queue.put(task)
+    for call in calls:
+        queue.put(call)
     for _ in range(options.jobs):
         queue.put(None)
-    workers = [context.Process(target=work, args=(queue, options)) for _ in range(options.jobs)]
+    workers = [context.Process(target=work, args=(queue, body, options)) for _ in range(options.jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
