@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from compress.channel_map.rounds import press_in_rounds, shares
 from compress.channels import ChannelsConfig, channels, table
 from compress.press.contract import NoEffectError, ProofError, Subject
 from compress.press.samples import load_samples
-from pipelines.errors import UsageError
+from pipelines.errors import TacopressError, UsageError
 from tests.compress.nets import with_random_statistics
 from tests.training.conftest import cache, photos  # noqa: F401 - fixtures
 from training.measure.macs import count_macs
@@ -118,6 +119,30 @@ def test_latency_goes_down_to_the_share(tmp_path, monkeypatch):
     assert 0.4 < count_macs(pressed.model, 64).macs / count_macs(subject.model, 64).macs <= 0.5
     with pytest.raises(UsageError, match=r"does not get down to 0\.001"):
         remove_channels(subject, Goal(latency=0.001), Ranking(name="magnitude"), ChoiceOptions())
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_stopwatch_tells_only_ratios_that_can_be_trusted(tmp_path, monkeypatch, quiet):
+    from compress.channel_map import removal
+    from compress.channel_map.choose import ChoiceOptions, Chooser
+    from compress.channel_map.importance import importance
+    from compress.channel_map.trace import map_channels
+
+    subject = Subject(
+        model=with_random_statistics(create_model("shufflenet_g3_wd4", 3)),
+        card=card("shufflenet_g3_wd4"),
+        path=tmp_path / "m",
+    )
+    found = map_channels(subject.model, 64)
+    chooser = Chooser(found, importance("magnitude", subject.model, found), ChoiceOptions())
+    told = SimpleNamespace(ratio_median=0.5, ratio_low=0.1, ratio_high=3.0, ratio_trusted=quiet)
+    monkeypatch.setattr(removal, "measure_latency", lambda runtimes, **_: [None, told])
+    measured = removal._stopwatch(subject, chooser, tmp_path)
+    if quiet:
+        assert measured(chooser.keep(0.5)) == 0.5  # both networks were exported, proven, and run by onnxruntime
+    else:
+        with pytest.raises(TacopressError, match=r"too busy.*between 0\.10 and 3\.00"):
+            measured(chooser.keep(0.5))
 
 
 def test_taylor_is_the_change_of_the_loss(cache):  # noqa: F811

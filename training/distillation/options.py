@@ -9,6 +9,7 @@ from pipelines.console.ranges import check_ranges
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.engine.config import TrainConfig
+from training.engine.sparsity import SparsityConfig
 
 Combine = Literal["mean", "weighted", "best"]
 Outputs = Literal["auto", "cached", "online"]
@@ -164,7 +165,8 @@ def links(config: DistillConfig) -> list[DistillConfig]:
         out = config.out / f"chain-{number}"
         model = replace(config.model, name=name, weights=None, freeze="")
         link = replace(method, layer="", layers="")
-        runs.append(replace(config, teacher=teacher, model=model, method=link, out=out, chain=""))
+        plain = replace(config, sparsity=SparsityConfig())  # zeros are for the last network
+        runs.append(replace(plain, teacher=teacher, model=model, method=link, out=out, chain=""))
         teacher, method = (
             replace(teacher, paths=str(out), combine="mean", weights=""),
             replace(method, teacher_layer=""),
