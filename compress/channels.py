@@ -1,6 +1,5 @@
 """Remove channels of all layers at once, shuffles and groups included, to a share, a number of MACs or a time."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from compress.channel_map.removal import PRESS, Goal, Ranking, remove_channels
 from compress.channel_map.rounds import press_in_rounds, shares
 from compress.press.contract import Pressed, Proof, Subject, open_subject, write_pressed
 from compress.press.contract import table as press_table
-from compress.press.recover import digest_of, read_recipe, recover
+from compress.press.recover import digest_of, identity_of, read_recipe, recover
 from compress.press.samples import Samples, load_samples, quality
 from compress.press.working import working_in
-from pipelines.console.files import write_json
 from pipelines.console.job import quiet_libraries, run_job
 from pipelines.console.ranges import check_ranges
 from pipelines.console.words import names_in
@@ -105,6 +103,10 @@ class ChannelsConfig:
             raise UsageError(f"{'--teacher' if self.teacher else '--rounds'} is for --recover; give a recipe")
         if self.target_latency is not None and self.rounds > 1:
             raise UsageError("--target_latency is reached in one round; give a target of MACs, or leave out --rounds")
+        if self.ratio is not None and self.rounds > 1 and self.round_to > 1:
+            raise UsageError(
+                "--ratio in --rounds would be rounded by --round_to in each of them; give a target of MACs"
+            )
         if self.data is None and (self.recover or self.importance == "taylor"):
             raise UsageError(f"{'--recover' if self.recover else '--importance taylor'} looks at images; give --data")
 
@@ -166,8 +168,7 @@ def _in_rounds(config: ChannelsConfig, subject: Subject, recipe: Path, work: Pat
 
         def press(model: Path, number: int, out: Path) -> None:
             now = open_subject(model)
-            report = write_pressed(now, _press(config, now, goals[number]), out, PRESS, {"round": number + 1})
-            write_json(out.with_suffix(".json"), report)
+            write_pressed(now, _press(config, now, goals[number]), out, PRESS, {"round": number + 1})
 
         last = press_in_rounds(
             subject.path,
@@ -175,10 +176,10 @@ def _in_rounds(config: ChannelsConfig, subject: Subject, recipe: Path, work: Pat
             config.rounds,
             press=press,
             recover=lambda pressed, run: recover(pressed, recipe, run, overrides),
-            belongs=_belongs(config, subject, recipe),
+            belongs=_belongs(config, subject, recipe, data),
             pause=pause,
         )
-    return _report(config, subject, open_subject(last), _proofs(work, config.rounds))
+    return _report(config, subject, open_subject(last))
 
 
 def _goals(config: ChannelsConfig, subject: Subject) -> list[Goal]:
@@ -192,14 +193,10 @@ def _goals(config: ChannelsConfig, subject: Subject) -> list[Goal]:
     return [Goal(macs=round(now * share)) for share in shares((whole.macs or now) / now, config.rounds)]
 
 
-def _proofs(work: Path, rounds: int) -> list[Proof]:
-    """Those of the rounds, from their reports."""
-    files = [work / f"round-{number + 1:02d}" / "pressed.json" for number in range(rounds)]
-    return [Proof(**json.loads(file.read_text(encoding="utf-8"))["proof"]) for file in files if file.is_file()]
-
-
-def _report(config: ChannelsConfig, first: Subject, last: Subject, proofs: list[Proof]) -> dict[str, Any]:
-    """One report over all rounds; the last model becomes the file."""
+def _report(config: ChannelsConfig, first: Subject, last: Subject) -> dict[str, Any]:
+    """One report over all rounds, with the least of their proofs; the last model becomes the file."""
+    rounds = last.card.provenance["presses"][len(first.card.provenance.get("presses", [])) :]
+    proofs = [Proof(**told["proof"]) for told in rounds]
     widths = [_widths(subject.model) for subject in (first, last)]
     pressed = Pressed(
         model=last.model,
@@ -225,13 +222,13 @@ def _widths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _belongs(config: ChannelsConfig, subject: Subject, recipe: Path) -> dict[str, Any]:
+def _belongs(config: ChannelsConfig, subject: Subject, recipe: Path, data: Path) -> dict[str, Any]:
     goal = ("ratio", "target_macs", "target_share", "target_latency", "rounds")
     choice = ("importance", "scope", "round_to", "least", "protect", "images", "seed", "teacher")
     return {
         "model": digest_of(subject.path),
         "recipe": digest_of(recipe),
-        "data": str(config.data),
+        "data": identity_of(data),
         **{name: getattr(config, name) for name in (*goal, *choice)},
     }
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.press.contract import OutOfReachError, facts, open_subject
-from compress.press.recover import digest_of, recover
+from compress.press.contract import OutOfReachError, Subject, facts, open_subject
+from compress.press.recover import digest_of, identity_of, recover
 from compress.press.recover import read_recipe as read_recovery
 from compress.press.working import working_in
 from compress.rungs.climb import Climbed, best_of, climb
@@ -134,10 +134,10 @@ def ladder(config: LadderConfig) -> dict[str, Any]:
     """Climb the ladder.
 
     Returns:
-        The report. Keys: `model` (the last that was kept), `work`, `target_macs`, `reached` (null without a target),
-        `before` and `after` (`macs`, `competition_macs`, `parameters`, `bytes`), `rungs`: `number`, `press`, `verdict`
-        (start, kept, rolled back or no effect), `why`, `model`, `macro_f1`, `macs`, `evaluation` (the report of
-        training.evaluate on --split; null without effect), `tested` (likewise of the test split; null without --test).
+        The report. Keys: `model` (the last that was kept), `work`, `split`, `target_macs`, `reached` (null without a
+        target), `before` and `after` (`macs`, `competition_macs`, `parameters`, `bytes`), `rungs`: `number`, `press`,
+        `verdict` (start, kept, rolled back or no effect), `why`, `model`, `macro_f1`, `macs`, `evaluation` (the report
+        of training.evaluate on --split; null without effect), `tested` (of the test split; null without --test).
 
     Raises:
         PreemptedError: A signal stopped it; everything is saved.
@@ -146,7 +146,7 @@ def ladder(config: LadderConfig) -> dict[str, Any]:
     rungs = read_recipe(config.recipe)
     subject = open_subject(config.model)
     goal = target_macs(config.target)
-    _check(config, rungs, subject.path, goal)
+    _check(config, rungs, subject, goal)
     with working_in(config.work) as pause:
         climbed = climb(
             subject.path,
@@ -167,6 +167,7 @@ def ladder(config: LadderConfig) -> dict[str, Any]:
     report = {
         "model": str(model),
         "work": str(config.work),
+        "split": config.split,
         "target_macs": goal,
         "reached": None if goal is None else best.macs <= goal,
         "before": facts(subject.model, subject.card, subject.path),
@@ -185,12 +186,18 @@ def overrides_of(config: LadderConfig, rung: Rung) -> dict[str, Any]:
     return {**rung.overrides, "data.path": config.data, **teacher}
 
 
-def _check(config: LadderConfig, rungs: tuple[Rung, ...], model: Path, goal: int | None) -> None:
+def _check(config: LadderConfig, rungs: tuple[Rung, ...], subject: Subject, goal: int | None) -> None:
     """Everything that is wrong with a recipe shows before anything is done.
 
     Raises:
         UsageError: Something is.
     """
+    model = subject.path
+    if subject.card.knows(config.split):
+        raise UsageError(
+            f"{model} has learned from the {config.split} split, so that every press would seem to hurt; "
+            "begin with a model of --data.train_on train"
+        )
     if goal is not None and not any(rung.free for rung in rungs):
         raise UsageError(f"--target {config.target}: all rungs have goals of their own; take one out of the recipe")
     for number, rung in enumerate(rungs, start=1):
@@ -199,14 +206,19 @@ def _check(config: LadderConfig, rungs: tuple[Rung, ...], model: Path, goal: int
             raise UsageError(f"rung {number} ({rung.press}) has no goal; give one of {goals}, or --target macs=1.0e6")
         press_config(rung, number, model, config.work / "pressed.safetensors", config.data, goal)
         if rung.recover is not None:
-            read_recovery(rung.recover, model, config.work / "run", overrides_of(config, rung))
+            found, _ = read_recovery(rung.recover, model, config.work / "run", overrides_of(config, rung))
+            if found.data.train_on != "train":
+                raise UsageError(
+                    f"rung {number} ({rung.press}) would recover on {found.data.train_on}, by which is decided; take "
+                    "data.train_on train"
+                )
 
 
 def _belongs(config: LadderConfig, rungs: tuple[Rung, ...], model: Path) -> dict[str, Any]:
     names = ("target", "allow", "split", "test", "teacher", "presets", "latency_rounds")
     return {
         "model": digest_of(model),
-        "data": str(config.data),
+        "data": identity_of(config.data),
         "rungs": [json.loads(json.dumps(asdict(rung), default=str)) for rung in rungs],
         "recoveries": [digest_of(rung.recover) if rung.recover else "" for rung in rungs],
         **{name: getattr(config, name) for name in names},
@@ -224,13 +236,15 @@ def table(report: dict[str, Any]) -> str:
     """The report for people: a row for each rung."""
     rows = [_row(rung) for rung in report["rungs"]]
     preset = next((_scores(rung)[0]["preset"] for rung in report["rungs"] if _scores(rung)), "score")
-    headers = ["rung", "", ">macro F1", "95 %", ">MACs", ">competition's", ">parameters", ">bytes", ">ms", f">{preset}"]
+    headers = ["rung", "", ">F1", "95 %", ">MACs", ">p4 MACs", ">params", ">bytes", ">ms", f">{preset}"]
     tests = [rung["tested"] for rung in report["rungs"]]
     if any(tests):
-        headers.insert(4, ">test F1")
+        headers.insert(4, ">test")
         for row, tested in zip(rows, tests, strict=True):
-            row.insert(4, "-" if tested is None else tested["macro_f1"])
-    lines = [render_table(headers, rows, title="ladder")]
+            row.insert(4, "-" if tested is None else f"{tested['macro_f1']:.3f}")
+    lines = [
+        render_table(headers, rows, title=f"macro F1 on {report['split']}, MACs by two conventions, one image in ms")
+    ]
     lines += [f"rung {rung['number']} {rung['verdict']}: {rung['why']}" for rung in report["rungs"] if rung["why"]]
     before, after = report["before"]["macs"], report["after"]["macs"]
     lines.append(f"{before:,} → {after:,} MACs ({after / before - 1:+.1%})")
@@ -245,12 +259,12 @@ def _row(rung: Mapping[str, Any]) -> list[Any]:
     if found is None:
         return [name, rung["verdict"], *["-"] * 8]
     latency, scores = found["latency"], _scores(rung)
-    interval = f"{found['macro_f1_low']:.3f} to {found['macro_f1_high']:.3f}"
+    interval = f"{found['macro_f1_low']:.3f}-{found['macro_f1_high']:.3f}"
     competition = "-" if found["competition_macs"] is None else found["competition_macs"]
     return [
         name,
         rung["verdict"],
-        found["macro_f1"],
+        f"{found['macro_f1']:.3f}",
         interval,
         found["macs"],
         competition,

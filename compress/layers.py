@@ -23,6 +23,7 @@ from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
 from pipelines.sources import SPLITS
 from training.engine.config import TrainConfig
+from training.measure.macs import count_macs
 
 EXAMPLE = """
   python -m compress.layers --model runs/train --out thinner.safetensors --data out/cache --target_share 0.64
@@ -130,6 +131,7 @@ def layers(config: LayersConfig) -> dict[str, Any]:
     found = units_of(subject, config.units)
     goal = _goal(config, found)
     check_goal(goal, found)
+    _check_split(config, subject)
     if config.recover is not None and config.work is not None and config.data is not None:
         return _in_steps(config, subject, found, goal, config.recover, config.work, config.data)
     samples = _samples(config, subject, config.images)
@@ -146,8 +148,11 @@ def layers(config: LayersConfig) -> dict[str, Any]:
         "removed": units,
         "macro_f1": scores,
         "steps": [],
-        "reached": True,
+        "reached": goal.units is not None
+        or goal.reached(len(units), count_macs(pressed.model, subject.card.size).macs),
     }
+    if not details["reached"]:
+        say(f"compress.layers: {len(units)} blocks are all that can go beside each other: the target is not reached")
     return write_pressed(subject, pressed, config.out, PRESS, details)
 
 
@@ -207,6 +212,16 @@ def _goal(config: LayersConfig, found: Found) -> Goal:
         return Goal(macs=int(config.target_share * found.macs))
     units = tuple(names_in(config.modules)) or None
     return Goal(count=config.count, units=units, macs=config.target_macs)
+
+
+def _check_split(config: LayersConfig, subject: Subject) -> None:
+    """Raises UsageError, or warns, where the model has learned from what it is measured on."""
+    if config.data is None or not subject.card.knows(config.split):
+        return
+    known = f"{subject.path} has learned from the {config.split} split"
+    if config.recover is not None:
+        raise UsageError(f"{known}, so that every step would seem to hurt; begin with one of --data.train_on train")
+    say(f"compress.layers: {known}: its macro F1 there is too good")
 
 
 def _samples(config: LayersConfig, subject: Subject, most: int | None) -> Samples | None:

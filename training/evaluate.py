@@ -219,9 +219,7 @@ def _source(config: EvaluateConfig, subject: _Subject, *, say_so: bool) -> Sourc
 
 def _learned(config: EvaluateConfig, card: ModelCard) -> str:
     """What to say of a split that the model has learned from; empty if it has not."""
-    learned = str(card.provenance.get("learned_from", "train"))
-    folds = learned.startswith("fold ") and config.split == "val"  # folds are cut from train and val together
-    if config.split == "train" or not (learned == "all" or config.split in learned or folds):
+    if config.split == "train" or not card.knows(config.split):
         return ""
     return f"it has learned from the {config.split} split, so this is no test of it"
 

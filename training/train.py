@@ -1,5 +1,6 @@
 """Train a classifier on a cache or a folder of crops, on one process or many (accelerate launch, srun)."""
 
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from training.engine.setup import Network, assemble, start
 from training.model.card import ModelCard
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
 from training.model.model_file import find_model, is_model_file, load_own_weights, read_card, rebuild
-from training.model.start import HUB, start_from
+from training.model.start import HUB, RANDOM, start_from
 
 EXAMPLE = """
   accelerate launch -m training.train --config training/recipes/demo.yaml --data.path out/cache
@@ -87,11 +88,14 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
     if not started:
         start_from(model, made.architecture, options.weights, source.classes)
     check_input_size(model, options.name, size)
+    learned = f"fold {data.fold} of {data.folds}" if data.folds else data.train_on
+    for card in _starts(options):
+        learned = card.learned_besides(learned)
     provenance = {
         "seed": config.seed,
         "precision": config.precision,
         "split": {"val": data.val, "test": data.test, "split_seed": data.split_seed},
-        "learned_from": f"fold {data.fold} of {data.folds}" if data.folds else data.train_on,
+        "learned_from": learned,
         "weights": options.weights,
         "timm": version("timm"),
         "torch": version("torch"),
@@ -104,6 +108,17 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
         sync_batchnorm=options.sync_batchnorm,
         compile=options.compile,
     )
+
+
+def _starts(options: ModelConfig) -> list[ModelCard]:
+    """Cards of the models whose weights a network starts from: they say what is known already."""
+    name = options.name if is_model_file(options.name) and options.weights is None else None
+    weights = options.weights if options.weights not in (HUB, RANDOM) else None
+    found = []
+    for source in (name, weights):
+        with suppress(UsageError):  # a state dict says nothing; and a resumed run does without its file
+            found += [read_card(find_model(Path(source)))] if source else []
+    return found
 
 
 def make_model(options: ModelConfig, classes: tuple[str, ...], *, with_weights: bool) -> tuple[nn.Module, ModelCard]:
@@ -133,7 +148,7 @@ def make_model(options: ModelConfig, classes: tuple[str, ...], *, with_weights: 
             "data that belongs to it, or name its architecture and give the file as --model.weights"
         )
     model = rebuild(card, path, drop_rate=options.drop_rate, drop_path=options.drop_path)
-    if with_weights:
+    if with_weights and options.weights != RANDOM:
         load_own_weights(model, card, path)
     presses = {key: card.provenance[key] for key in ("presses",) if key in card.provenance}
     return model, replace(card, provenance=presses)
@@ -147,7 +162,7 @@ def refuse_own_weights(config: TrainConfig) -> None:
     """
     name, weights, out = config.model.name, config.model.weights, config.out.resolve()
     sources = {
-        "--model.weights": weights if weights != HUB else None,
+        "--model.weights": weights if weights not in (HUB, RANDOM) else None,
         "--model.name": name if is_model_file(name) else None,
     }
     for option, source in sources.items():

@@ -13,7 +13,6 @@ from compress.blocks.steps import Outcome
 from compress.press.contract import NoEffectError, Pressed, Subject, open_subject, write_pressed
 from compress.press.recover import recover
 from compress.press.samples import Samples, quality
-from training.model.edits.remove import removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def final(subject: Subject, outcome: Outcome, found: Found) -> tuple[Subject, Pr
     whole.load_state_dict(last.model.state_dict(), strict=False)
     pressed = Pressed(
         model=last.model,
-        edits=tuple(removed(path) for path in units),
+        edits=last.card.edits[len(subject.card.edits) :],
         proof=prove(last.model, whole, units, subject.card.size),
         changed={path: f"{found.units[path].type_name} removed, {found.units[path].macs:,} MACs" for path in units},
         skipped={**found.skipped, **_put_back(outcome)},

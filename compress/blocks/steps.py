@@ -177,11 +177,14 @@ def _plan(start: Path, work: Path, tools: Tools, belongs: Mapping[str, Any]) -> 
         score = tools.score(start)
         write_json(work / PLAN_NAME, {"macro_f1": score, "belongs": mine})
         return score
-    theirs = plan.get("belongs", {})
+    try:
+        theirs, score = dict(plan["belongs"]), float(plan["macro_f1"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{work / PLAN_NAME} is damaged ({error!r}); delete {work}") from error
     other = [f"{name} was {theirs.get(name)}, now {value}" for name, value in mine.items() if theirs.get(name) != value]
     if other:
         raise UsageError(f"--work {work} was begun with other options ({other[0]}); choose another, or delete it")
-    return float(plan["macro_f1"])
+    return score
 
 
 def _begin(folder: Path, left: Sequence[str], ranking: Sequence[Ranked], model: Path, tools: Tools) -> _Begun:

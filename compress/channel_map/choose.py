@@ -177,6 +177,8 @@ def _best(problem: _Problem, channels: ChannelMap, scores: Mapping[int, float], 
         found = _program(rules, [np.isin(members, family) for family in families], values, limits)
         if found is not None:
             return members[found]
+        if all(limit >= len(family) for limit, family in zip(limits, families, strict=True)):
+            return members  # with all of them everything is as it was
         limits = [min(len(family), limit + 1) for family, limit in zip(families, limits, strict=True)]
 
 

@@ -1,6 +1,8 @@
 """How much each channel matters: one number for everything that would go with it."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.channel_map.channel_map import ChannelMap, Layer
 from compress.channel_map.unions import Ids
+from pipelines.errors import UsageError
 
 Importance = Literal["magnitude", "bn_scale", "lamp", "taylor", "random"]
 Scores = NDArray[np.float64]
@@ -21,7 +24,7 @@ def importance(
     model: nn.Module,
     channels: ChannelMap,
     *,
-    gradients: Mapping[str, Tensor] | None = None,
+    gradients: Sequence[Mapping[str, Tensor]] = (),
     seed: int = 0,
 ) -> dict[int, float]:
     """How much each channel that can go matters; comparable over the whole network, larger matters more.
@@ -32,32 +35,64 @@ def importance(
       family without any is as important as the mean.
     - `lamp`: its squared magnitude as a share of those in its family that are not smaller (Lee et al. 2021, arXiv
       2010.07611).
-    - `taylor`: (sum of gradient · weight)², the change of the loss to first order (Molchanov et al. 2019, arXiv
-      1906.10771), comparable as it is.
+    - `taylor`: (sum of gradient · weight over all that reads it)², which is the change of the loss to first order if
+      nobody listened to it any more, squared for each batch and averaged (Molchanov et al. 2019, arXiv 1906.10771);
+      comparable as it is.
     - `random`: drawn, for comparison.
 
     Args:
         name: Which.
         model: The network.
         channels: Its channels.
-        gradients: For `taylor`: parameter path → gradient of the loss, summed over calibration images.
+        gradients: For `taylor`: of each batch, parameter path → gradient of its mean loss.
         seed: For `random`.
+
+    Raises:
+        UsageError: Weights of the network are no numbers.
     """
+    found = _scores(name, model, channels, gradients, seed)
+    if not all(math.isfinite(score) for score in found.values()):
+        raise UsageError(
+            "weights of the network are no finite numbers, so that nothing can be ranked by them; train again"
+        )
+    return found
+
+
+def _scores(
+    name: Importance, model: nn.Module, channels: ChannelMap, gradients: Sequence[Mapping[str, Tensor]], seed: int
+) -> dict[int, float]:
     if name == "random":
         drawn = np.random.Generator(np.random.Philox(seed))
         members = np.concatenate(channels.families) if channels.families else np.zeros(0, np.int64)
         return dict(zip(members.tolist(), drawn.random(len(members)).tolist(), strict=True))
     if name == "taylor":
-        if gradients is None:
-            raise ValueError("taylor needs gradients")
-        found = _sums(model, channels, lambda path, weight: weight.detach() * gradients[path])
-        return {channel: found.get(channel, 0.0) ** 2 for family in channels.families for channel in family.tolist()}
+        return _taylor(model, channels, gradients)
     if name == "bn_scale":
         return _relative(channels, _scales(model, channels))
     squares = _sums(model, channels, lambda _, weight: weight.detach().square())
     if name == "magnitude":
         return _relative(channels, {channel: value**0.5 for channel, value in squares.items()})
     return _lamp(channels, squares)
+
+
+def _taylor(model: nn.Module, channels: ChannelMap, gradients: Sequence[Mapping[str, Tensor]]) -> dict[int, float]:
+    if not gradients:
+        raise ValueError("taylor needs gradients")
+    found = {channel: 0.0 for family in channels.families for channel in family.tolist()}
+    for batch in gradients:
+        changes: dict[int, float] = {}
+        for path, layer in channels.layers.items():
+            if layer.kind in ("convolution", "linear"):
+                weight = model.get_parameter(f"{path}.weight").detach()
+                _add(changes, layer.inputs, _by_input(weight * batch[f"{path}.weight"], layer))
+        for channel in found:
+            found[channel] += changes.get(channel, 0.0) ** 2 / len(gradients)
+    return found
+
+
+def _add(totals: dict[int, float], ids: Ids, values: Tensor) -> None:
+    for channel, share in zip(ids.tolist(), values.double().tolist(), strict=True):
+        totals[channel] = totals.get(channel, 0.0) + share
 
 
 def _relative(channels: ChannelMap, values: Mapping[int, float]) -> dict[int, float]:
@@ -96,11 +131,7 @@ def _scales(model: nn.Module, channels: ChannelMap) -> dict[int, float]:
 def _sums(model: nn.Module, channels: ChannelMap, value: Callable[[str, Tensor], Tensor]) -> dict[int, float]:
     """Something of each weight, summed over the weights that would go with a channel."""
     totals: dict[int, float] = {}
-
-    def add(ids: Ids, values: Tensor) -> None:
-        for channel, share in zip(ids.tolist(), values.double().tolist(), strict=True):
-            totals[channel] = totals.get(channel, 0.0) + share
-
+    add = partial(_add, totals)
     for path, layer in channels.layers.items():
         module = model.get_submodule(path)
         weight = getattr(module, "weight", None)

@@ -35,6 +35,9 @@ from training.model.onnx_file import export_onnx
 from training.runtimes.onnx_runtime import OnnxRuntime
 
 PRESS = "channels"
+TAYLOR_BATCH = 64
+LIMIT = 1e-9
+"""Of the proof, which is computed in double precision: a branch that is scaled by 1e-6 must still be seen."""
 LATENCY_STEPS, LATENCY_ROUNDS, LATENCY_TRIES, WARMUP = 6, 100, 3, 10
 
 
@@ -88,7 +91,7 @@ def remove_channels(
     channels = _protected(map_channels(model, size), protect)
     if not channels.families:
         raise NoEffectError(no_effect(PRESS, subject, skipped_layers(model, channels, None)))
-    gradients = taylor_gradients(model, ranking.samples) if ranking.samples is not None else None
+    gradients = taylor_gradients(model, ranking.samples) if ranking.samples is not None else []
     scores = importance(ranking.name, model, channels, gradients=gradients, seed=ranking.seed)
     kept = _reach(subject, goal, Chooser(channels, scores, options))
     edit = edit_that_keeps(channels, kept, model)
@@ -99,28 +102,32 @@ def remove_channels(
     return Pressed(
         model=pressed,
         edits=(edit,),
-        proof=Proof(claim="pruned == masked", error=error),
+        proof=Proof(claim="pruned == masked", error=error, limit=LIMIT),
         changed=_changed(channels, kept),
         skipped=skipped_layers(model, channels, kept),
     )
 
 
-def taylor_gradients(model: nn.Module, samples: Samples) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy over samples, in evaluation mode: parameter path → float32.
+def taylor_gradients(model: nn.Module, samples: Samples) -> list[dict[str, Tensor]]:
+    """Gradients of the mean cross-entropy of batches, in evaluation mode: of each, parameter path → float32.
 
     Args:
         model: On the CPU, in evaluation mode; left as it is.
         samples: All of them count.
     """
     names, parameters = zip(*model.named_parameters(), strict=True)
-    totals = [torch.zeros_like(parameter) for parameter in parameters]
-    with torch.enable_grad():
-        for images, labels in samples.batches():
-            loss = nn.functional.cross_entropy(model(images), labels, reduction="sum") / len(samples)
-            for total, found in zip(totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-                if found is not None:
-                    total += found
-    return dict(zip(names, totals, strict=True))
+    found = []
+    for images, labels in samples.batches(TAYLOR_BATCH):
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found.append(
+            {
+                name: torch.zeros_like(parameter) if gradient is None else gradient
+                for name, parameter, gradient in zip(names, parameters, gradients, strict=True)
+            }
+        )
+    return found
 
 
 def skipped_layers(model: nn.Module, channels: ChannelMap, kept: Ids | None) -> dict[str, str]:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.press.contract import NoEffectError
 from compress.press.working import belongs_to
+from pipelines.console.files import write_json
 
-PRESSED_NAME, RUN_NAME = "pressed.safetensors", "run"
+PRESSED_NAME, SKIPPED_NAME, RUN_NAME = "pressed.safetensors", "skipped.json", "run"
 
 
 def shares(goal: float, rounds: int) -> list[float]:
@@ -52,6 +54,7 @@ def press_in_rounds(
 
     Raises:
         UsageError: The folder belongs to something else.
+        NoEffectError: No round changes anything.
     """
     belongs_to(work, belongs)
     model = start
@@ -59,8 +62,16 @@ def press_in_rounds(
         folder = work / f"round-{number + 1:02d}"
         pressed = folder / PRESSED_NAME
         pause()
+        if (folder / SKIPPED_NAME).is_file():
+            continue
         if not pressed.is_file():
-            press(model, number, pressed)
+            try:
+                press(model, number, pressed)
+            except NoEffectError as error:  # the round before took more than it had to
+                write_json(folder / SKIPPED_NAME, {"why": str(error)})
+                continue
         pause()
         model = recover(pressed, folder / RUN_NAME)
+    if model == start:
+        raise NoEffectError(f"no round changes anything in {start}; ask for more")
     return model

@@ -97,6 +97,7 @@ class _Moves:
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
         self._uses: dict[str, list[tuple[Ids, Ids]]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._hooks: list[RemovableHandle] = []
         for path, module in notes.modules.items():
             self._hooks.append(module.register_forward_pre_hook(partial(self._entered, path), prepend=True))
@@ -109,10 +110,14 @@ class _Moves:
 
     def shuffles(self) -> dict[str, Shuffle]:
         """The modules that only reorder, by path."""
-        found = {}
-        for path, uses in self._uses.items():
-            order = _order_of(self._notes.modules[path], len(uses[0][0]))
+        found: dict[str, Shuffle] = {}
+        for path, uses in sorted(self._uses.items()):  # a module comes before what is in it
+            if len({len(before) for before, _ in uses}) > 1:
+                continue
+            order = _order_of(self._notes.modules[path], self._shapes[path])
             if order is None or any(not np.array_equal(before[order], after) for before, after in uses):
+                continue
+            if any(path.startswith(f"{outer}.") for outer in found):  # the outer one is replaced as a whole
                 continue
             for before, _ in uses[1:]:
                 self._notes.unions.join(uses[0][0], before)
@@ -131,21 +136,33 @@ class _Moves:
         if before is None or after is None or before.shape != after.shape or before.ndim != 4:
             return
         if not torch.equal(before, after):
+            self._shapes[path] = tuple(before.shape)
             self._uses.setdefault(path, []).append((before[0, :, 0, 0].numpy(), after[0, :, 0, 0].numpy()))
 
 
-def _order_of(module: nn.Module, channels: int) -> Ids | None:
-    """For each output of a module which input it is, if it only reorders; None otherwise."""
+def _order_of(module: nn.Module, shape: tuple[int, ...]) -> Ids | None:
+    """For each output of a module which input it is, if it only reorders; None otherwise.
+
+    Args:
+        module: Is tried with numbers of both signs, each another, so that an activation does not go unseen.
+        shape: Of what it gets, [1, c, h, w].
+    """
     if isinstance(module, Reorder):
         order: Ids = module.index.numpy().copy()
         return order
-    numbers = torch.arange(channels, dtype=torch.float32)
-    with torch.no_grad():
-        found = module(numbers.reshape(1, -1, 1, 1))
-    if found.shape != (1, channels, 1, 1) or not torch.equal(found.ravel().sort().values, numbers):
+    numbers = torch.arange(shape[1], dtype=torch.float32) - shape[1] / 2 + 0.25
+    try:
+        with torch.no_grad():
+            found = module(numbers.reshape(1, -1, 1, 1).expand(shape).contiguous())
+    except (RuntimeError, ValueError, TypeError, AssertionError):
         return None
-    moved: Ids = found.ravel().to(torch.int64).numpy().copy()
-    return moved
+    if found.shape != shape or not torch.equal(found, found[:, :, :1, :1].expand(shape)):
+        return None
+    moved = found[0, :, 0, 0]
+    if not torch.equal(moved.sort().values, numbers):
+        return None
+    places: Ids = torch.searchsorted(numbers, moved.contiguous()).numpy().astype(np.int64)
+    return places
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -92,7 +92,8 @@ def factors_difference(factors: nn.Module, layer: Layer, weight: Tensor) -> floa
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
     with torch.inference_mode():
         expected, found = twin(noise), copy.deepcopy(factors).double()(noise)
-    return float((found - expected).abs().max() / expected.abs().max())
+    least = torch.finfo(torch.float64).tiny
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(least))
 
 
 def separable_matrix(weight: Tensor) -> Tensor:

@@ -134,7 +134,9 @@ def largest_difference(pressed: nn.Module, truth: nn.Module, size: int, *, seed:
     try:
         found = _answers(pressed, images)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ProofError(f"the pressed network does not run ({error}); leave it to the other presses") from error
+        raise ProofError(
+            f"the pressed network does not run ({error}); leave out what was changed, or leave it to another press"
+        ) from error
     if found.shape != expected.shape:
         raise ProofError(f"the pressed network gives {tuple(found.shape)} where {tuple(expected.shape)} is expected")
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
@@ -200,7 +202,9 @@ def write_pressed(subject: Subject, pressed: Pressed, out: Path, press: str, det
     if not pressed.edits or not pressed.changed:
         raise NoEffectError(no_effect(press, subject, pressed.skipped))
     proof = check(pressed.proof, subject.card.architecture)
-    card = pressed_card(subject.card, pressed.edits, {"press": press, "from": str(subject.path), **details})
+    card = pressed_card(
+        subject.card, pressed.edits, {"press": press, "from": str(subject.path), "proof": asdict(proof), **details}
+    )
     before = facts(subject.model, subject.card, subject.path)
     save_model(out, pressed.model, card)
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from augment_cache.format.manifest import MANIFEST_NAME
 from pipelines.console.files import write_json
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
@@ -83,9 +84,14 @@ def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[st
     named = {*values, *(name.partition(".")[0] for name in overrides)}
     kind: type[TrainConfig] = DistillConfig if {"method", "teacher", "chain"} & named else TrainConfig
     # Weights of the recipe would replace those of the pressed model, and a finished recovery is never thrown away.
-    fixed = {"model.name": model_file, "model.weights": "null", "data.size": card.size, "out": out}
-    fixed |= {"overwrite": "false", "resume": "auto"}
-    words = [f"--{name}={value}" for name, value in {**overrides, **fixed}.items()]
+    fixed: dict[str, object] = {"model.name": model_file, "model.weights": None, "data.size": card.size, "out": out}
+    fixed |= {"overwrite": False, "resume": "auto"}
+    # Another split would learn from what the model is measured on.
+    split = card.provenance.get("split", {})
+    fixed |= {f"data.{name}": split[name] for name in ("val", "test", "split_seed") if name in split}
+    if taken := sorted(set(overrides) & set(fixed)):
+        raise UsageError(f"--recover {recipe}: {taken[0]} is set by the press; leave it out")
+    words = [f"--{name}={as_word(value)}" for name, value in {**overrides, **fixed}.items()]
     config = _parsed(kind, recipe, words)
     if config.data.folds:
         raise UsageError(
@@ -95,6 +101,19 @@ def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[st
     if fit != card.fit:
         raise UsageError(f"{config.data.path} has images of fit {fit}, the model takes {card.fit}; build another cache")
     return config, distill if kind is DistillConfig else train
+
+
+def as_word(value: object) -> str:
+    """A value as it stands on a command line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "null" if value is None else str(value)
+
+
+def identity_of(data: Path) -> str:
+    """What tells data from other data under the same path: of a cache the digest of its manifest."""
+    manifest = data / MANIFEST_NAME
+    return digest_of(manifest) if manifest.is_file() else str(data.resolve())
 
 
 def digest_of(path: Path) -> str:

@@ -184,7 +184,7 @@ def _write(
         number=number,
         press=press,
         verdict=verdict,
-        model=str(model),
+        model=str(model.resolve()),
         macro_f1=before.macro_f1 if before else float((evaluation or {})["macro_f1"]),
         macs=before.macs if before else int((evaluation or {})["macs"]),
         why=why,

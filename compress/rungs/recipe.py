@@ -12,6 +12,7 @@ import training
 from compress.channels import ChannelsConfig, channels
 from compress.layers import LayersConfig, layers
 from compress.low_rank import LowRankConfig, low_rank
+from compress.press.recover import as_word
 from compress.weights import WeightsConfig, weights
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
@@ -124,7 +125,7 @@ def read_recipe(path: Path) -> tuple[Rung, ...]:
         raise UsageError(f"--recipe {path} is no YAML ({error})") from error
     if not isinstance(value, dict) or not isinstance(value.get("rungs"), list) or not value["rungs"]:
         raise UsageError(f"--recipe {path} has no rungs; give a list of presses, see compress/recipes")
-    unknown = set(value) - {"rungs", "recover", "options"}
+    unknown = set(map(str, value)) - {"rungs", "recover", "options"}
     if unknown:
         raise UsageError(f"--recipe {path}: unknown key {min(unknown)!r}; there are rungs, recover and options")
     shared = (value.get("recover"), value.get("options") or {})
@@ -138,11 +139,11 @@ def shipped(path: Path, home: Path) -> Path:
 
 def _rung(entry: object, number: int, path: Path, shared: tuple[Any, Any]) -> Rung:
     where = f"--recipe {path}, rung {number}"
-    if not isinstance(entry, dict) or entry.get("press") not in PRESSES:
+    if not isinstance(entry, dict) or str(entry.get("press")) not in PRESSES:
         press = entry.get("press") if isinstance(entry, dict) else entry
         raise UsageError(f"{where}: {press!r} is no press; there are {', '.join(PRESSES)}")
     options = {str(key): value for key, value in entry.items()}
-    press = options.pop("press")
+    press = str(options.pop("press"))
     recover, extra = options.pop("recover", shared[0]), options.pop("recover_options", {})
     allow = options.pop("allow", None)
     own = [name for name in options if name in OWN or name == "data"]
@@ -150,7 +151,7 @@ def _rung(entry: object, number: int, path: Path, shared: tuple[Any, Any]) -> Ru
         raise UsageError(f"{where}: {own[0]} is set by the ladder; leave it out")
     if not isinstance(extra, dict) or not isinstance(shared[1], dict):
         raise UsageError(f"{where}: options of the recovery are a mapping of dotted names to values")
-    if allow is not None and not (isinstance(allow, int | float) and 0 <= allow <= 1):
+    if allow is not None and (isinstance(allow, bool) or not isinstance(allow, int | float) or not 0 <= allow <= 1):
         raise UsageError(f"{where}: allow {allow!r} must be 0 to 1")
     return Rung(
         press=press,
@@ -179,7 +180,7 @@ def press_config(rung: Rung, number: int, model: Path, out: Path, data: Path, ma
     options = dict(rung.options) | {"model": model, "out": out} | ({"data": data} if press.takes_data else {})
     if macs is not None and rung.free and press.strength is not None:
         options |= press.strength(macs)
-    words = [f"--{name}={_word(value)}" for name, value in options.items()]
+    words = [f"--{name}={as_word(value)}" for name, value in options.items()]
     parser = make_parser(press.config, name=f"compress.{rung.press}", summary="", example="")
     parser.exit_on_error = False
     try:
@@ -188,10 +189,3 @@ def press_config(rung: Rung, number: int, model: Path, out: Path, data: Path, ma
         raise UsageError(f"rung {number} ({rung.press}): {error}") from error
     except (argparse.ArgumentError, SystemExit, ValueError, TypeError) as error:
         raise UsageError(f"rung {number} ({rung.press}): {error}") from error
-
-
-def _word(value: object) -> str:
-    """A value as it stands on a command line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "null" if value is None else str(value)

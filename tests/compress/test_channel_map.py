@@ -15,6 +15,7 @@ from compress.channel_map.reshapes import splits
 from compress.channel_map.trace import map_channels
 from compress.channel_map.unions import Unions
 from compress.press.contract import edited, largest_difference
+from pipelines.errors import UsageError
 from tests.compress.nets import MODELS, silenced, with_random_statistics
 from training.measure.macs import count_macs
 from training.model.create import create_model
@@ -126,6 +127,32 @@ class TestMap:
         assert set(channels.layers["stem"].inputs.tolist()) <= set(channels.fixed)
         assert set(channels.layers["head"].outputs.tolist()) <= set(channels.fixed)
 
+    def test_a_shuffle_within_a_module_that_only_holds_it(self):
+        model = Shuffled(groups=2, width=3)
+        model.shuffle = nn.Sequential(nn.ChannelShuffle(2))
+        assert list(map_channels(model, 16).shuffles) == ["shuffle"]
+
+    def test_what_does_more_than_reorder_is_no_shuffle(self):
+        model = Shuffled(groups=2, width=3)
+        model.shuffle = nn.Sequential(nn.ChannelShuffle(2), nn.ReLU())
+        assert list(map_channels(model, 16).shuffles) == ["shuffle.0"]
+
+    def test_one_shuffle_for_several_widths(self):
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.wide, self.shuffle = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 1), nn.ChannelShuffle(2)
+                self.head = nn.Linear(12, 2)
+
+            def forward(self, x):
+                return self.head(self.shuffle(self.wide(self.shuffle(self.stem(x)))).mean((2, 3)))
+
+        torch.manual_seed(0)
+        model = Both()
+        channels, kept, pressed = cut(model, 4, 0.5)
+        assert not channels.shuffles  # what is below each other goes together then
+        assert largest_difference(pressed, masked_twin(channels, kept, model), 4) < 1e-12
+
     def test_halves_stay_equal(self):
         channels = map_channels(Halved(), 8)
         assert [len(part) for part in channels.balances[0]] == [4, 4]
@@ -180,18 +207,19 @@ class TestMap:
 
 @given(st.data())
 def test_splits_finds_the_dimensions_that_are_cut(data):
-    """Against trying it: a dimension is cut if places that differ in it alone come to differ in two dimensions."""
-    before = tuple(data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
-    sizes = data.draw(st.permutations([f for n in before for f in ((2, n // 2) if n % 2 == 0 else (n,))]))
-    after = tuple(sizes)
-    found = {axis for axis, rows in splits(before, after) if rows}
-    for axis in found:
-        numbers = np.zeros(before, int) + np.arange(before[axis]).reshape(
-            tuple(-1 if place == axis else 1 for place in range(len(before)))
-        )
+    """Against trying it: a dimension is cut if numbers along it come to vary along more than one."""
+    before = tuple(data.draw(st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=3)))
+    parts = [data.draw(st.sampled_from([(n,), (2, n), (n, 1, 3)])) for n in before]
+    whole = tuple(int(np.prod(part)) for part in parts)
+    after = tuple(length for part in parts for length in part)
+    found = {axis for axis, rows in splits(whole, after) if rows}
+    expected = set()
+    for axis, length in enumerate(whole):
+        numbers = np.zeros(whole, int) + np.arange(length).reshape([-1 if n == axis else 1 for n in range(len(whole))])
         there = numbers.reshape(after)
-        varies = [place for place, length in enumerate(after) if length > 1 and (np.diff(there, axis=place) != 0).any()]
-        assert len(varies) > 1
+        varies = [n for n, size in enumerate(after) if size > 1 and (np.diff(there, axis=n) != 0).any()]
+        expected |= {axis} if len(varies) > 1 else set()
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -385,12 +413,42 @@ class TestImportance:
         assert self.both("lamp") == pytest.approx([16 / 52, 1.0])
 
     def test_taylor(self):
-        model, _ = self.make()
-        gradients = {name: torch.full_like(value, 0.5) for name, value in model.named_parameters()}
-        # Half the sums of the weights: (1 + 2 + 2) + 2 + 1 + 0 + (1 + 1) = 10, and 7 + 0 - 3 + 1 + (1 + 0) = 6.
-        assert self.both("taylor", gradients=gradients) == pytest.approx([25.0, 9.0])
+        """Against the loss itself: a little less of a channel, for each batch."""
+        model, channels = self.make()
+        model = model.double().eval()
+        batches = [
+            (torch.tensor([[1.0, 2, 3], [0, 1, -1]]).reshape(2, 3, 1, 1).double(), torch.tensor([0, 1])),
+            (torch.tensor([[2.0, -1, 1]]).reshape(1, 3, 1, 1).double(), torch.tensor([1])),
+        ]
+        gradients, expected = [], np.zeros(2)
+        for images, labels in batches:
+            loss = nn.functional.cross_entropy(model(images), labels)
+            gradients.append(
+                dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, model.parameters()), strict=True))
+            )
+            for channel in range(2):
+                less = [
+                    nn.functional.cross_entropy(self.without(model, images, channel, e), labels) for e in (1e-5, -1e-5)
+                ]
+                expected[channel] += ((less[0] - less[1]).item() / 2e-5) ** 2 / len(batches)
+        found = importance("taylor", model, channels, gradients=gradients)
+        outputs = channels.layers["0"].outputs.tolist()
+        assert [found[channel] for channel in outputs] == pytest.approx(expected.tolist(), rel=1e-6)
         with pytest.raises(ValueError, match="gradients"):
-            self.both("taylor")
+            importance("taylor", model, channels)
+
+    @staticmethod
+    def without(model, images, channel, share):
+        features = model[2](model[1](model[0](images))).clone()
+        features[:, channel] *= 1 - share
+        return model[3](features)
+
+    def test_weights_that_are_no_numbers(self):
+        model, channels = self.make()
+        with torch.no_grad():
+            model[0].weight[0] = torch.nan
+        with pytest.raises(UsageError, match="no finite numbers"):
+            importance("magnitude", model, channels)
 
     def test_random_is_drawn_from_the_seed(self):
         assert self.both("random", seed=3) == self.both("random", seed=3) != self.both("random", seed=4)

@@ -85,7 +85,8 @@ class ModelConfig:
         name: Of timm or pytorchcv, or a YAML file; python -m training.models lists them. Or a model file or run folder,
             pressed or not: its architecture and its weights.
         weights: Where to start from: a state dict (.safetensors or .pth), a run folder or a model file, or `pretrained`
-            for what timm's hub has; random weights when absent.
+            for what timm's hub has; `random` draws them, also where name is a model file. When absent, a model file has
+            its own, and an architecture random ones.
         freeze: Parts that do not learn, by the first components of their names: conv_stem,bn1,blocks.0 for example; or
             all-but-classifier.
         drop_rate: Dropout before the classifier.

@@ -66,6 +66,9 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopSignals):  # a signal that came after the last look in here
+                outer.received = outer.received or self.received
         self._before.clear()
 
     def _note(self, number: int, _: FrameType | None) -> None:

@@ -1,17 +1,19 @@
 """What a model is but for its weights: the card in the header of every model file and in the metadata of ONNX files."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from pipelines.errors import UsageError
 from pipelines.fit import Fit
+from pipelines.sources import SPLITS
 
 FORMAT = "tacopress-model"
 VERSION = 1
 HEADER_KEY = "tacopress"
 TUPLES = ("classes", "mean", "std", "edits")
+FOLDED = ("train", "val")  # what folds are cut from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,26 @@ class ModelCard:
             raise ValueError(f"size {self.size!r}, fit {self.fit!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(isinstance(s, float) and s > 0 for s in self.std):
             raise ValueError(f"mean {self.mean!r}, std {self.std!r}")
+        if not isinstance(self.provenance, dict) or not all(isinstance(edit, dict) for edit in self.edits):
+            raise ValueError(f"provenance {self.provenance!r}, edits {self.edits!r}")
         if self.definition is not None and not isinstance(self.definition, dict):
             raise ValueError(f"definition {self.definition!r}")
+
+    def knows(self, split: str) -> bool:
+        """Whether the model has learned from a split.
+
+        Folds are cut from train and val together, so a run of cross-validation knows both.
+        """
+        learned = str(self.provenance.get("learned_from", "train"))
+        return learned == "all" or split in learned.split("+") or (learned.startswith("fold ") and split in FOLDED)
+
+    def learned_besides(self, learned: str) -> str:
+        """What a model has learned from that starts from this one's weights and then learns from `learned`."""
+        if self.provenance.get("learned_from") is None:
+            return learned
+        then = replace(self, provenance={"learned_from": learned})
+        splits = [split for split in SPLITS if self.knows(split) or then.knows(split)]
+        return "all" if len(splits) == len(SPLITS) else "+".join(splits)
 
 
 def card_text(card: ModelCard) -> str:

@@ -11,7 +11,7 @@ from training.model.classifier import classifier_names
 from training.model.create import load_state, read_state_dict
 from training.model.model_file import find_model, read_card
 
-HUB = "pretrained"
+HUB, RANDOM = "pretrained", "random"
 
 
 def start_from(model: nn.Module, name: str, weights: str | None, classes: tuple[str, ...]) -> None:
@@ -23,13 +23,13 @@ def start_from(model: nn.Module, name: str, weights: str | None, classes: tuple[
         model: From `create_model`.
         name: The name it was made by.
         weights: `pretrained` for what timm's hub has under that name (downloaded, or from its cache), a state dict, a
-            model file or a run folder; None leaves the model as it is.
+            model file or a run folder; None and `random` leave the model as it is.
         classes: What the model is to tell apart.
 
     Raises:
         UsageError: There are no such weights, or they do not fit.
     """
-    if weights is None:
+    if weights in (None, RANDOM):
         return
     if weights == HUB:
         load_state(model, _from_hub(name), f"timm's hub for {name}")

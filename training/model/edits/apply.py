@@ -33,13 +33,13 @@ def apply_edits(model: nn.Module, edits: Iterable[Edit], source: str) -> None:
     """
     for edit in edits:
         kind = edit.get("kind") if isinstance(edit, dict) else None
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UsageError(
                 f"{source} was pressed by edits that this Tacopress does not know ({kind}); update Tacopress"
             )
         try:
             KINDS[kind](model, edit)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
             raise UsageError(
                 f"{source}: its edit {kind!r} does not fit the model ({error}); was timm or pytorchcv updated?"
             ) from error
