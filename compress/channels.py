@@ -1,18 +1,27 @@
 """Remove channels of all layers at once, shuffles and groups included, to a share, a number of MACs or a time."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from augment_cache.format.manifest import file_sha256
 from compress.channel_map.choose import ChoiceOptions, Scope
 from compress.channel_map.importance import Importance
 from compress.channel_map.removal import PRESS, Goal, Ranking, remove_channels
 from compress.channel_map.rounds import press_in_rounds, shares
-from compress.press.contract import Pressed, Proof, Subject, open_subject, write_pressed
-from compress.press.contract import table as press_table
-from compress.press.recover import digest_of, identity_of, read_recipe, recover
+from compress.press.contract import (
+    Pressed,
+    Proof,
+    Subject,
+    before_presses,
+    check_out,
+    open_subject,
+    table,
+    write_pressed,
+)
+from compress.press.recover import identity_of, read_recipe, recover, recovery_options
 from compress.press.samples import Samples, load_samples, quality
 from compress.press.working import working_in
 from pipelines.console.job import quiet_libraries, run_job
@@ -126,8 +135,7 @@ def channels(config: ChannelsConfig) -> dict[str, Any]:
     """
     quiet_libraries()
     subject = open_subject(config.model)
-    if config.out.resolve() == subject.path.resolve():
-        raise UsageError(f"--out {config.out} is the model that is pressed; choose another file")
+    check_out(config.out, subject)
     if config.recover is not None and config.work is not None and config.data is not None:
         return _in_rounds(config, subject, config.recover, config.work, config.data)
     pressed = _press(config, subject, _goal(config, subject))
@@ -161,7 +169,7 @@ def _details(config: ChannelsConfig, subject: Subject, pressed: Pressed) -> dict
 
 def _in_rounds(config: ChannelsConfig, subject: Subject, recipe: Path, work: Path, data: Path) -> dict[str, Any]:
     """With training after each cut."""
-    overrides = {"data.path": data} | ({"teacher.paths": config.teacher} if config.teacher else {})
+    overrides = recovery_options(data, config.teacher)
     read_recipe(recipe, subject.path, work / "run", overrides)  # what is wrong with it shows before anything is done
     goals = _goals(config, subject)
     with working_in(work) as pause:
@@ -209,10 +217,7 @@ def _report(config: ChannelsConfig, first: Subject, last: Subject) -> dict[str, 
         },
         skipped={path: "all its outputs stay" for path, before in widths[0].items() if widths[1][path] == before},
     )
-    told = {key: value for key, value in last.card.provenance.items() if key != "presses"}
-    presses = {key: value for key, value in first.card.provenance.items() if key == "presses"}
-    start = replace(first, card=replace(first.card, provenance=told | presses))
-    return write_pressed(start, pressed, config.out, PRESS, _details(config, first, pressed))
+    return write_pressed(before_presses(first, last), pressed, config.out, PRESS, _details(config, first, pressed))
 
 
 def _widths(model: nn.Module) -> dict[str, int]:
@@ -226,20 +231,11 @@ def _belongs(config: ChannelsConfig, subject: Subject, recipe: Path, data: Path)
     goal = ("ratio", "target_macs", "target_share", "target_latency", "rounds")
     choice = ("importance", "scope", "round_to", "least", "protect", "images", "seed", "teacher")
     return {
-        "model": digest_of(subject.path),
-        "recipe": digest_of(recipe),
+        "model": file_sha256(subject.path),
+        "recipe": file_sha256(recipe),
         "data": identity_of(data),
         **{name: getattr(config, name) for name in (*goal, *choice)},
     }
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for people."""
-    scores = report["macro_f1"]
-    told = (
-        [f"macro F1 ({scores['split']}): {scores['before']:.4f} before, {scores['after']:.4f} after"] if scores else []
-    )
-    return "\n".join([press_table(report), *told])
 
 
 def main() -> None:

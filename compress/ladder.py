@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from augment_cache.format.manifest import file_sha256
 from compress.press.contract import OutOfReachError, Subject, facts, open_subject
-from compress.press.recover import digest_of, identity_of, recover
+from compress.press.recover import check_recovery, identity_of, recover, recovery_options
 from compress.press.recover import read_recipe as read_recovery
 from compress.press.working import working_in
 from compress.rungs.climb import Climbed, best_of, climb
@@ -182,8 +183,7 @@ def ladder(config: LadderConfig) -> dict[str, Any]:
 
 def overrides_of(config: LadderConfig, rung: Rung) -> dict[str, Any]:
     """Options of the recovery of a rung."""
-    teacher = {"teacher.paths": config.teacher} if config.teacher else {}
-    return {**rung.overrides, "data.path": config.data, **teacher}
+    return {**rung.overrides, **recovery_options(config.data, config.teacher)}
 
 
 def _check(config: LadderConfig, rungs: tuple[Rung, ...], subject: Subject, goal: int | None) -> None:
@@ -207,20 +207,16 @@ def _check(config: LadderConfig, rungs: tuple[Rung, ...], subject: Subject, goal
         press_config(rung, number, model, config.work / "pressed.safetensors", config.data, goal)
         if rung.recover is not None:
             found, _ = read_recovery(rung.recover, model, config.work / "run", overrides_of(config, rung))
-            if found.data.train_on != "train":
-                raise UsageError(
-                    f"rung {number} ({rung.press}) would recover on {found.data.train_on}, by which is decided; take "
-                    "data.train_on train"
-                )
+            check_recovery(found, rung.recover, config.split)
 
 
 def _belongs(config: LadderConfig, rungs: tuple[Rung, ...], model: Path) -> dict[str, Any]:
     names = ("target", "allow", "split", "test", "teacher", "presets", "latency_rounds")
     return {
-        "model": digest_of(model),
+        "model": file_sha256(model),
         "data": identity_of(config.data),
         "rungs": [json.loads(json.dumps(asdict(rung), default=str)) for rung in rungs],
-        "recoveries": [digest_of(rung.recover) if rung.recover else "" for rung in rungs],
+        "recoveries": [file_sha256(rung.recover) if rung.recover else "" for rung in rungs],
         **{name: getattr(config, name) for name in names},
     }
 

@@ -4,15 +4,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from augment_cache.format.manifest import file_sha256
 from compress.blocks.find import Found, Units
 from compress.blocks.goal import Goal, check_goal
 from compress.blocks.rank import NEEDS_IMAGES, RankBy
 from compress.blocks.recovery import Workshop, final
 from compress.blocks.removal import PRESS, choose, ranker, ranking_rows, remove_units, units_of
 from compress.blocks.steps import Step, press_in_steps
-from compress.press.contract import Subject, open_subject, write_pressed
+from compress.press.contract import Subject, check_out, open_subject, write_pressed
 from compress.press.contract import table as press_table
-from compress.press.recover import digest_of, read_recipe
+from compress.press.recover import check_recovery, read_recipe, recovery_options
 from compress.press.samples import Samples, load_samples, quality
 from compress.press.working import working_in
 from pipelines.console.job import quiet_libraries, run_job
@@ -21,8 +22,6 @@ from pipelines.console.ranges import check_ranges
 from pipelines.console.words import names_in
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
-from pipelines.sources import SPLITS
-from training.engine.config import TrainConfig
 from training.measure.macs import count_macs
 
 EXAMPLE = """
@@ -126,8 +125,7 @@ def layers(config: LayersConfig) -> dict[str, Any]:
     """
     quiet_libraries()
     subject = open_subject(config.model)
-    if config.out.resolve() == subject.path.resolve():
-        raise UsageError(f"--out {config.out} is the model that is pressed; choose another file")
+    check_out(config.out, subject)
     found = units_of(subject, config.units)
     goal = _goal(config, found)
     check_goal(goal, found)
@@ -160,8 +158,8 @@ def _in_steps(
     config: LayersConfig, subject: Subject, found: Found, goal: Goal, recipe: Path, work: Path, data: Path
 ) -> dict[str, Any]:
     """With training in between."""
-    overrides = {"data.path": data} | ({"teacher.paths": config.teacher} if config.teacher else {})
-    _check_recipe(config, read_recipe(recipe, subject.path, work / "run", overrides)[0])  # before anything is done
+    overrides = recovery_options(data, config.teacher)
+    check_recovery(read_recipe(recipe, subject.path, work / "run", overrides)[0], recipe, config.split)  # first of all
     samples, everything = _samples(config, subject, config.images), _samples(config, subject, None)
     if samples is None or everything is None:
         raise UsageError("--recover looks at images; give --data")
@@ -197,16 +195,6 @@ def _in_steps(
     return write_pressed(first, pressed, config.out, PRESS, details)
 
 
-def _check_recipe(config: LayersConfig, recipe: TrainConfig) -> None:
-    """A recovery that learns from what macro F1 is measured on would let every block go."""
-    learned = {"train": ("train",), "train+val": ("train", "val"), "all": SPLITS}[recipe.data.train_on]
-    if config.split in learned:
-        raise UsageError(
-            f"--recover {config.recover} learns from the {config.split} split, on which macro F1 is measured; set "
-            "data.train_on to train, or choose another --split"
-        )
-
-
 def _goal(config: LayersConfig, found: Found) -> Goal:
     if config.target_share is not None:
         return Goal(macs=int(config.target_share * found.macs))
@@ -235,8 +223,8 @@ def _belongs(
 ) -> dict[str, Any]:
     """What decides how the steps go. The target does not: it only says how far."""
     return {
-        "model": digest_of(subject.path),
-        "recipe": digest_of(recipe),
+        "model": file_sha256(subject.path),
+        "recipe": file_sha256(recipe),
         "data": everything.fingerprint,
         "ranked_on": samples.fingerprint,
         "units": config.units,
@@ -264,9 +252,6 @@ def table(report: dict[str, Any]) -> str:
         gone = set(report["removed"])
         rows = [[r["unit"], r["value"], r["macs"], "removed" if r["unit"] in gone else ""] for r in report["ranking"]]
         lines.append(render_table(["first ranking", ">value", ">MACs", ""], rows))
-    if report["macro_f1"]:
-        scores = report["macro_f1"]
-        lines.append(f"macro F1 ({scores['split']}): {scores['before']:.4f} before, {scores['after']:.4f} after")
     return "\n".join(lines)
 
 

@@ -15,7 +15,6 @@ from pipelines.console.files import write_bytes, write_json
 from pipelines.console.job import quiet_libraries, run_job
 from pipelines.console.output import say
 from pipelines.console.words import names_in
-from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
 from pipelines.errors import CorruptSampleError, ProblemFoundError, UsageError
@@ -23,7 +22,7 @@ from pipelines.opening import OpenOptions
 from pipelines.sources import Source
 from pipelines.tensors import TensorFormat
 from training.engine.config import Precision
-from training.engine.data import Process, make_test_loader, open_data, process_of
+from training.engine.data import Process, make_test_loader, open_data, process_of, trained_split
 from training.engine.loop import gather_predictions
 from training.measure.bootstrap import bootstrap_distribution, cliff_warning, percentile_interval
 from training.measure.calibration import Calibration, calibration
@@ -205,7 +204,11 @@ def _open(model: Path) -> _Subject:
 
 def _source(config: EvaluateConfig, subject: _Subject, *, say_so: bool) -> Source:
     card, path = subject.card, subject.path
-    options = OpenOptions(split=_split_options(config, card), copies=0, allow_empty_classes=config.allow_empty_classes)
+    options = OpenOptions(
+        split=trained_split(card, config.val, config.test, config.split_seed),
+        copies=0,
+        allow_empty_classes=config.allow_empty_classes,
+    )
     (source,) = open_data(config.data, (config.split,), options)
     if source.classes != card.classes:
         raise UsageError(
@@ -310,17 +313,6 @@ def _precision(config: EvaluateConfig, card: ModelCard) -> Precision:
     if config.precision is not None:
         return config.precision
     return "no" if trained == "fp16" and not torch.cuda.is_available() else trained
-
-
-def _split_options(config: EvaluateConfig, card: ModelCard) -> SplitOptions:
-    """How a folder of class folders is cut: as asked, else as in training, or test images would be training images."""
-    trained = card.provenance.get("split", {})
-    standard = SplitOptions()
-    return SplitOptions(
-        val=trained.get("val", standard.val) if config.val is None else config.val,
-        test=trained.get("test", standard.test) if config.test is None else config.test,
-        seed=trained.get("split_seed", standard.seed) if config.split_seed is None else config.split_seed,
-    )
 
 
 def _write(out: Path, split: str, report: dict[str, Any], found: Predictions, quality: Calibration) -> None:

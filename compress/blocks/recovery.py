@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from compress.blocks.find import Found
 from compress.blocks.rank import Ranked
 from compress.blocks.removal import PRESS, Rank, prove, remove_units
 from compress.blocks.steps import Outcome
-from compress.press.contract import NoEffectError, Pressed, Subject, open_subject, write_pressed
+from compress.press.contract import NoEffectError, Pressed, Subject, before_presses, open_subject, write_pressed
 from compress.press.recover import recover
 from compress.press.samples import Samples, quality
 
@@ -78,9 +78,7 @@ def final(subject: Subject, outcome: Outcome, found: Found) -> tuple[Subject, Pr
         changed={path: f"{found.units[path].type_name} removed, {found.units[path].macs:,} MACs" for path in units},
         skipped={**found.skipped, **_put_back(outcome)},
     )
-    told = {key: value for key, value in last.card.provenance.items() if key != "presses"}
-    presses = {key: value for key, value in subject.card.provenance.items() if key == "presses"}
-    return replace(subject, card=replace(subject.card, provenance=told | presses)), pressed
+    return before_presses(subject, last), pressed
 
 
 def _put_back(outcome: Outcome) -> dict[str, str]:

@@ -93,11 +93,15 @@ class ChannelMap:
             owner.update(dict.fromkeys(whole, home))
         return tuple(np.array(sorted(family), np.int64) for family in members.values())
 
+    def alive(self, kept: Ids) -> Ids:
+        """What is left if these channels are kept: they, and those that cannot go."""
+        return np.concatenate([kept, np.array(list(self.fixed), np.int64)])
+
     def macs(self, kept: Ids) -> int:
         """Multiply-accumulates of all layers if these channels, and the fixed ones, are kept."""
         alive = np.zeros(1 + max(int(ids.max()) for _, ids in self._sides), bool)
-        alive[kept] = True
-        alive[[channel for channel in self.fixed if channel < len(alive)]] = True
+        staying = self.alive(kept)
+        alive[staying[staying < len(alive)]] = True
         counts = [int(alive[ids].sum()) for _, ids in self._sides]
         pairs = zip(self._sides[::2], counts[::2], counts[1::2], strict=True)
         return sum(layer.macs(inputs, outputs) for (layer, _), inputs, outputs in pairs)

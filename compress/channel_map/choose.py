@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -60,7 +61,7 @@ class Chooser:
         counts = self._counts(ratio)
         key = tuple(counts)
         if key not in self._found:
-            kept = [_best(problem, self.channels, self.scores, counts) for problem in self._problems]
+            kept = [_best(problem, self.scores, counts) for problem in self._problems]
             self._found[key] = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
         return self._found[key]
 
@@ -109,19 +110,26 @@ def _rounded(count: int, size: int, options: ChoiceOptions) -> int:
     return min(size, max(step, least, count // step * step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Problem:
     """Families that hang together by groups.
 
     Attributes:
-        families: Their numbers.
-        balances: What has to stay equal.
-        covers: (outputs of a layer, how many of them have to stay).
+        numbers: Of the families.
+        families: Their channels.
+        rules: What a choice has to hold; None where anything goes.
+        parts: How the only family is divided, if there is one division only; None otherwise.
     """
 
-    families: tuple[int, ...]
-    balances: tuple[tuple[Ids, ...], ...]
-    covers: tuple[tuple[Ids, int], ...]
+    numbers: tuple[int, ...]
+    families: tuple[Ids, ...]
+    rules: _Rules | None
+    parts: tuple[tuple[int, ...], ...] | None
+
+    @cached_property
+    def members(self) -> Ids:
+        """The channels of all families."""
+        return np.concatenate(self.families)
 
 
 def _problems(channels: ChannelMap, least: float) -> list[_Problem]:
@@ -148,30 +156,49 @@ def _problems(channels: ChannelMap, least: float) -> list[_Problem]:
     for number in range(len(joined)):
         whole.setdefault(root(number), []).append(number)
     return [
-        _Problem(
-            families=tuple(members),
-            balances=tuple(parts for first, parts in met if root(first) == key),
-            covers=tuple((ids, max(1, int(np.ceil(least * len(ids))))) for first, ids in covers if root(first) == key),
+        _problem(
+            channels,
+            tuple(members),
+            [parts for first, parts in met if root(first) == key],
+            [(ids, max(1, int(np.ceil(least * len(ids))))) for first, ids in covers if root(first) == key],
         )
         for key, members in whole.items()
     ]
 
 
-def _best(problem: _Problem, channels: ChannelMap, scores: Mapping[int, float], counts: list[int]) -> Ids:
+def _problem(
+    channels: ChannelMap, numbers: tuple[int, ...], balances: list[tuple[Ids, ...]], covers: list[tuple[Ids, int]]
+) -> _Problem:
+    """What is to be decided together.
+
+    Args:
+        channels: Of the network.
+        numbers: Of the families.
+        balances: What has to stay equal.
+        covers: (outputs of a layer, how many of them have to stay).
+    """
+    families = tuple(channels.families[number] for number in numbers)
+    divisions = {tuple(tuple(sorted(part.tolist())) for part in parts) for parts in balances}
+    return _Problem(
+        numbers=numbers,
+        families=families,
+        rules=_rules(balances, covers, np.concatenate(families)),
+        parts=divisions.pop() if len(families) == len(divisions) == 1 else None,
+    )
+
+
+def _best(problem: _Problem, scores: Mapping[int, float], counts: list[int]) -> Ids:
     """The channels of a problem that stay: the most important ones, if they leave groups equal and no layer empty.
 
     Where so few of a family cannot, more of it stay: with all of them everything is as it was.
     """
-    families = [channels.families[number] for number in problem.families]
-    limits = [counts[number] for number in problem.families]
-    members = np.concatenate(families)
-    rules = _rules(problem, members)
+    families, members, rules = problem.families, problem.members, problem.rules
+    limits = [counts[number] for number in problem.numbers]
     top = np.concatenate([_top(family, scores, limit) for family, limit in zip(families, limits, strict=True)])
     if rules is None or _holds(rules, np.isin(members, top)):
         return top
-    divisions = {tuple(tuple(sorted(part.tolist())) for part in parts) for parts in problem.balances}
-    if len(families) == len(divisions) == 1:
-        return _of_each_part(divisions.pop(), rules, members, scores, limits[0])
+    if problem.parts is not None:
+        return _of_each_part(problem.parts, rules, members, scores, limits[0])
     values = np.array([scores[channel] for channel in members.tolist()])
     while True:
         found = _program(rules, [np.isin(members, family) for family in families], values, limits)
@@ -200,11 +227,11 @@ def _top(family: Ids, scores: Mapping[int, float], count: int) -> Ids:
     return family[np.argsort(-values, kind="stable")[:count]]
 
 
-def _rules(problem: _Problem, members: Ids) -> _Rules | None:
+def _rules(balances: list[tuple[Ids, ...]], covers: list[tuple[Ids, int]], members: Ids) -> _Rules | None:
     """Equal groups with a channel each, and no layer empty."""
     place = {channel: number for number, channel in enumerate(members.tolist())}
     rows, low, high = [], [], []
-    for parts in problem.balances:
+    for parts in balances:
         tallies = [_tally(part, place) for part in parts]
         for (row, fixed), (other, other_fixed) in pairwise(tallies):
             rows.append(row - other)
@@ -214,7 +241,7 @@ def _rules(problem: _Problem, members: Ids) -> _Rules | None:
         rows.append(row)
         low.append(1.0 - fixed)
         high.append(np.inf)
-    for ids, least in problem.covers:
+    for ids, least in covers:
         rows.append(_tally(ids, place)[0])
         low.append(float(least))
         high.append(np.inf)

@@ -21,7 +21,7 @@ def edit_that_keeps(channels: ChannelMap, kept: Ids, model: nn.Module) -> Edit:
         kept: From `compress.channel_map.choose.choose`.
         model: The network.
     """
-    alive = _alive(channels, kept)
+    alive = channels.alive(kept)
     layers: dict[str, tuple[Kept | None, Kept | None]] = {
         path: (
             np.isin(layer.inputs, alive) if layer.kind in ("convolution", "linear") else None,
@@ -46,7 +46,7 @@ def masked_twin(channels: ChannelMap, kept: Ids, model: nn.Module) -> nn.Module:
         kept: As in `edit_that_keeps`.
         model: The network.
     """
-    alive, twin = _alive(channels, kept), copy.deepcopy(model)
+    alive, twin = channels.alive(kept), copy.deepcopy(model)
     with torch.no_grad():
         for path, layer in channels.layers.items():
             if layer.kind not in ("convolution", "linear"):
@@ -57,10 +57,6 @@ def masked_twin(channels: ChannelMap, kept: Ids, model: nn.Module) -> nn.Module:
             for rows, columns in zip(weight.chunk(layer.groups), deaf.chunk(layer.groups), strict=True):
                 rows[:, columns] = 0
     return twin
-
-
-def _alive(channels: ChannelMap, kept: Ids) -> Ids:
-    return np.concatenate([kept, np.array(list(channels.fixed), np.int64)])
 
 
 def _thinned(shuffle: Shuffle, alive: Ids) -> list[int]:

@@ -165,7 +165,7 @@ def _changed(channels: ChannelMap, kept: Ids) -> dict[str, str]:
 
 
 def _count(ids: Ids, channels: ChannelMap, kept: Ids) -> int:
-    return int(np.isin(ids, np.concatenate([kept, np.array(list(channels.fixed), np.int64)])).sum())
+    return int(np.isin(ids, channels.alive(kept)).sum())
 
 
 def _protected(channels: ChannelMap, patterns: Sequence[str]) -> ChannelMap:

@@ -1,8 +1,8 @@
 """The contract of every press: a model goes in, edits and a report come out, and a proof that they are right."""
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,7 @@ def write_pressed(subject: Subject, pressed: Pressed, out: Path, press: str, det
         NoEffectError: Nothing was changed.
         UsageError: `out` is the file that was pressed, or no `.safetensors`.
     """
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out} must end in .safetensors")
-    if out.resolve() == subject.path.resolve():
-        raise UsageError(f"--out {out} is the model that is pressed; choose another file")
+    check_out(out, subject)
     if not pressed.edits or not pressed.changed:
         raise NoEffectError(no_effect(press, subject, pressed.skipped))
     proof = check(pressed.proof, subject.card.architecture)
@@ -221,6 +218,18 @@ def write_pressed(subject: Subject, pressed: Pressed, out: Path, press: str, det
     }
 
 
+def check_out(out: Path, subject: Subject) -> None:
+    """See whether a press may write there; jobs that work for long ask before they begin.
+
+    Raises:
+        UsageError: `out` is the file that is pressed, or no `.safetensors`.
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out} must end in .safetensors")
+    if out.resolve() == subject.path.resolve():
+        raise UsageError(f"--out {out} is the model that is pressed; choose another file")
+
+
 def pressed_card(card: ModelCard, edits: tuple[Edit, ...], told: dict[str, Any]) -> ModelCard:
     """The card of a pressed model.
 
@@ -229,9 +238,19 @@ def pressed_card(card: ModelCard, edits: tuple[Edit, ...], told: dict[str, Any])
         edits: What was done to it.
         told: What the provenance says of the press, on top of what it said before.
     """
-    values = {name: getattr(card, name) for name in card.__dataclass_fields__}
     presses = [*card.provenance.get("presses", []), told]
-    return ModelCard(**values | {"edits": (*card.edits, *edits), "provenance": {**card.provenance, "presses": presses}})
+    return replace(card, edits=(*card.edits, *edits), provenance={**card.provenance, "presses": presses})
+
+
+def before_presses(first: Subject, last: Subject) -> Subject:
+    """The model that presses with training in between began with, for one report over all of them.
+
+    Returns:
+        It, but its card says how the last model was trained.
+    """
+    told = {key: value for key, value in last.card.provenance.items() if key != "presses"}
+    presses = {key: value for key, value in first.card.provenance.items() if key == "presses"}
+    return replace(first, card=replace(first.card, provenance=told | presses))
 
 
 def no_effect(press: str, subject: Subject, skipped: Mapping[str, str]) -> str:
@@ -248,13 +267,15 @@ def table(report: dict[str, Any]) -> str:
         [name, _shown(name, before[name]), _shown(name, after[name]), _share(before[name], after[name])]
         for name in before
     ]
-    proof = report["proof"]
+    proof, scores = report["proof"], report.get("macro_f1")
     lines = [
         render_table([report["press"], ">before", ">after", ">change"], rows, title=report["architecture"]),
         f"{len(report['changed'])} modules changed, {len(report['skipped'])} left alone · {proof['claim']} to "
         f"{proof['error']:.0e} of the largest answer",
         f"model: {report['out']}",
     ]
+    if scores:
+        lines.append(f"macro F1 ({scores['split']}): {scores['before']:.4f} before, {scores['after']:.4f} after")
     return "\n".join(lines)
 
 
@@ -266,7 +287,3 @@ def _shown(name: str, value: float | None) -> str:
 
 def _share(before: float | None, after: float | None) -> str:
     return f"{after / before - 1:+.1%}" if before and after is not None else ""
-
-
-Decide = Callable[[Subject], Pressed]
-"""A press, with its options: it decides, edits a copy, and proves it."""

@@ -1,29 +1,29 @@
 """Recovery: a pressed model is trained on by the training engine, as a recipe says."""
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from augment_cache.format.manifest import MANIFEST_NAME
+from augment_cache.format.manifest import MANIFEST_NAME, file_sha256
+from augment_cache.format.strict_yaml import load_yaml
 from pipelines.console.files import write_json
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 from training.distill import distill
 from training.distillation.options import DistillConfig
 from training.engine.config import TrainConfig
-from training.engine.data import image_shape
+from training.engine.data import LEARNED_SPLITS, image_shape
 from training.engine.folder import LAST_NAME, changes
 from training.model.model_file import BEST_NAME, read_card
 from training.train import train
 
 MARK_NAME = "recovery.json"
 """In the folder of a recovery: which model it began with, and whether it is finished."""
+
+Config = TypeVar("Config")
 
 Train = Callable[[Any], dict[str, Any]]
 
@@ -49,7 +49,7 @@ def recover(model_file: Path, recipe: Path, out: Path, overrides: Mapping[str, A
         PreemptedError: A signal stopped it; everything is saved.
     """
     config, job = read_recipe(recipe, model_file, out, overrides)
-    mark = {"model": str(model_file), "sha256": digest_of(model_file)}
+    mark = {"model": str(model_file), "sha256": file_sha256(model_file)}
     found = _read_mark(out)
     if found is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UsageError(f"{out} holds no recovery; choose another --work, or delete it")
@@ -76,7 +76,9 @@ def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[st
         raise UsageError("recovery runs in one process; start without accelerate launch")
     if model_file.suffix != ".safetensors":
         raise UsageError(f"{model_file} is no model file (.safetensors)")
-    values = _read_yaml(recipe)
+    values = read_mapping(
+        recipe, "--recover", "give a recipe of training.distill or training.train, as in training/recipes"
+    )
     card = read_card(model_file)
     asked = values.get("data", {}).get("size") if isinstance(values.get("data", {}), dict) else None
     if asked not in (None, card.size):
@@ -92,7 +94,7 @@ def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[st
     if taken := sorted(set(overrides) & set(fixed)):
         raise UsageError(f"--recover {recipe}: {taken[0]} is set by the press; leave it out")
     words = [f"--{name}={as_word(value)}" for name, value in {**overrides, **fixed}.items()]
-    config = _parsed(kind, recipe, words)
+    config = parse_options(kind, ["--config", str(recipe), *words], "training.train", f"--recover {recipe}")
     if config.data.folds:
         raise UsageError(
             f"--recover {recipe} asks for cross-validation, which has no single model; leave out data.folds"
@@ -113,34 +115,68 @@ def as_word(value: object) -> str:
 def identity_of(data: Path) -> str:
     """What tells data from other data under the same path: of a cache the digest of its manifest."""
     manifest = data / MANIFEST_NAME
-    return digest_of(manifest) if manifest.is_file() else str(data.resolve())
+    return file_sha256(manifest) if manifest.is_file() else str(data.resolve())
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def recovery_options(data: Path, teacher: str) -> dict[str, object]:
+    """What a press tells all its recoveries: what to learn from, and who teaches if it is not the recipe's."""
+    return {"data.path": data} | ({"teacher.paths": teacher} if teacher else {})
 
 
-def _parsed(kind: type[TrainConfig], recipe: Path, words: list[str]) -> TrainConfig:
-    parser = make_parser(kind, name="compress.layers", summary="", example="")
+def check_recovery(config: TrainConfig, recipe: Path, split: str) -> None:
+    """A recovery that learns from what macro F1 is measured on would let everything go.
+
+    Raises:
+        UsageError: It does.
+    """
+    if split in LEARNED_SPLITS[config.data.train_on]:
+        raise UsageError(
+            f"--recover {recipe} learns from the {split} split, on which macro F1 is measured; set data.train_on to "
+            "train, or choose another --split"
+        )
+
+
+def parse_options(kind: type[Config], words: list[str], name: str, what: str) -> Config:
+    """Options of a job that another job runs, checked as on its own command line.
+
+    Args:
+        kind: The config of the job.
+        words: Its command line.
+        name: Module path of the job.
+        what: Who gave them, for messages.
+
+    Raises:
+        UsageError: The job does not take them.
+    """
+    parser = make_parser(kind, name=name, summary="", example="")
     parser.exit_on_error = False
     try:
-        return parse(parser, kind, ["--config", str(recipe), *words])[0]
+        return parse(parser, kind, words)[0]
     except UsageError as error:
-        raise UsageError(f"--recover {recipe}: {error}") from error
+        raise UsageError(f"{what}: {error}") from error
     except (argparse.ArgumentError, SystemExit, ValueError, TypeError) as error:
-        raise UsageError(f"--recover {recipe} is no recipe of training ({error}); see training/recipes") from error
+        raise UsageError(f"{what}: {error}; options are those of python -m {name}, see its --help") from error
 
 
-def _read_yaml(recipe: Path) -> dict[str, Any]:
-    if not recipe.is_file():
-        raise UsageError(f"--recover {recipe} does not exist; give a YAML recipe of training.distill or training.train")
+def read_mapping(path: Path, option: str, cure: str) -> dict[str, Any]:
+    """Read a recipe.
+
+    Args:
+        path: YAML.
+        option: That it was given by, for messages.
+        cure: What to give instead of what is missing, likewise.
+
+    Raises:
+        UsageError: It is missing, or no YAML mapping.
+    """
+    if not path.is_file():
+        raise UsageError(f"{option} {path} does not exist; {cure}")
     try:
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--recover {recipe} is no YAML ({error})") from error
+        values = load_yaml(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{option} {path} is no YAML ({error})") from error
     if not isinstance(values, dict):
-        raise UsageError(f"--recover {recipe} holds no options; give a recipe as in training/recipes")
+        raise UsageError(f"{option} {path} holds no options; {cure}")
     return values
 
 

@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines.datasets import SplitOptions
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import EngineName
 from pipelines.errors import UsageError
 from pipelines.opening import OpenOptions
 from pipelines.sources import Source, Subset
 from pipelines.tensors import TensorFormat
-from training.engine.data import Process, make_test_loader, open_data
+from training.engine.data import Process, make_test_loader, open_data, trained_split
 from training.engine.metrics import Scores
 from training.model.card import ModelCard
 from training.runtimes.torch_runtime import torch_threads
@@ -80,7 +79,7 @@ def load_samples(
         UsageError: There is no such data, or it has other classes than the model.
         CorruptSampleError: An image cannot be read.
     """
-    (source,) = open_data(data, (split,), OpenOptions(split=_split_options(card), copies=0))
+    (source,) = open_data(data, (split,), OpenOptions(split=trained_split(card), copies=0))
     if source.classes != card.classes:
         raise UsageError(
             f"{data} has the classes {', '.join(source.classes)}, but the model tells {', '.join(card.classes)} apart; "
@@ -154,13 +153,3 @@ def _rendered(source: Source, spec: RenderSpec, engine: EngineName) -> tuple[Ten
     finally:
         loader.engine.close()
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def _split_options(card: ModelCard) -> SplitOptions:
-    """As in training: otherwise the split would hold what the model has learned from."""
-    trained, standard = card.provenance.get("split", {}), SplitOptions()
-    return SplitOptions(
-        val=trained.get("val", standard.val),
-        test=trained.get("test", standard.test),
-        seed=trained.get("split_seed", standard.seed),
-    )

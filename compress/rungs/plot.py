@@ -25,11 +25,10 @@ def draw_ladder(climbed: Sequence[Climbed], title: str) -> bytes:
     kept = [one for one in climbed if one.verdict in ("start", "kept")]
     axes.plot([one.macs / 1e6 for one in kept], [one.macro_f1 for one in kept], color="0.7", zorder=1)
     for one in climbed:
-        shown = one.tested or one.evaluation
-        if shown is None:
+        if one.evaluation is None:
             continue
         colour = "tab:red" if one.verdict == "rolled back" else "tab:blue"
-        low, high = (one.evaluation or shown)["macro_f1_low"], (one.evaluation or shown)["macro_f1_high"]
+        low, high = one.evaluation["macro_f1_low"], one.evaluation["macro_f1_high"]
         axes.errorbar(
             one.macs / 1e6,
             one.macro_f1,

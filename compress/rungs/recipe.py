@@ -1,20 +1,16 @@
 """The recipe of a ladder: presses with their options, in order, and what recovers between them."""
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import training
 from compress.channels import ChannelsConfig, channels
 from compress.layers import LayersConfig, layers
 from compress.low_rank import LowRankConfig, low_rank
-from compress.press.recover import as_word
+from compress.press.recover import as_word, parse_options, read_mapping
 from compress.weights import WeightsConfig, weights
-from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 
 OWN_RECIPES = Path(__file__).parents[1] / "recipes"
@@ -29,23 +25,15 @@ class Press:
         config: Its options.
         run: The job.
         takes_data: It has an option `data`.
-        strength: Options that bring a model to so many MACs; None if it changes none.
+        to_macs: Options that go with --target_macs; None if it changes no MACs.
         goals: Options that say how much is to go; a rung with one of them has a goal of its own.
     """
 
     config: type
     run: Callable[[Any], dict[str, Any]]
     takes_data: bool
-    strength: Callable[[int], dict[str, Any]] | None
+    to_macs: Mapping[str, Any] | None
     goals: tuple[str, ...]
-
-
-def _to_macs(macs: int) -> dict[str, Any]:
-    return {"target_macs": macs}
-
-
-def _ranks_to_macs(macs: int) -> dict[str, Any]:
-    return {"rank_by": "macs", "target_macs": macs}
 
 
 PRESSES = {
@@ -53,24 +41,24 @@ PRESSES = {
         config=LayersConfig,
         run=layers,
         takes_data=True,
-        strength=_to_macs,
+        to_macs={},
         goals=("count", "modules", "target_macs", "target_share"),
     ),
     "channels": Press(
         config=ChannelsConfig,
         run=channels,
         takes_data=True,
-        strength=_to_macs,
+        to_macs={},
         goals=("ratio", "target_macs", "target_share", "target_latency"),
     ),
     "low_rank": Press(
         config=LowRankConfig,
         run=low_rank,
         takes_data=False,
-        strength=_ranks_to_macs,
+        to_macs={"rank_by": "macs"},
         goals=("energy", "ratio", "target_macs", "rank_by"),
     ),
-    "weights": Press(config=WeightsConfig, run=weights, takes_data=False, strength=None, goals=("sparsity", "pattern")),
+    "weights": Press(config=WeightsConfig, run=weights, takes_data=False, to_macs=None, goals=("sparsity", "pattern")),
 }
 OWN = ("model", "out", "work", "recover", "teacher")
 """Options of a press that the ladder sets."""
@@ -98,7 +86,7 @@ class Rung:
     def free(self) -> bool:
         """Whether the ladder chooses how strong it is."""
         press = PRESSES[self.press]
-        return press.strength is not None and not set(self.options) & set(press.goals)
+        return press.to_macs is not None and not set(self.options) & set(press.goals)
 
 
 def read_recipe(path: Path) -> tuple[Rung, ...]:
@@ -115,15 +103,9 @@ def read_recipe(path: Path) -> tuple[Rung, ...]:
     Raises:
         UsageError: It is missing, no YAML, or says what no press knows.
     """
-    path = shipped(path, OWN_RECIPES)
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in OWN_RECIPES.glob("*.yaml")))
-        raise UsageError(f"--recipe {path} does not exist; give a YAML file, or one of {names}")
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--recipe {path} is no YAML ({error})") from error
-    if not isinstance(value, dict) or not isinstance(value.get("rungs"), list) or not value["rungs"]:
+    names = ", ".join(sorted(file.stem for file in OWN_RECIPES.glob("*.yaml")))
+    value = read_mapping(shipped(path, OWN_RECIPES), "--recipe", f"give a YAML file, or one of {names}")
+    if not isinstance(value.get("rungs"), list) or not value["rungs"]:
         raise UsageError(f"--recipe {path} has no rungs; give a list of presses, see compress/recipes")
     unknown = set(map(str, value)) - {"rungs", "recover", "options"}
     if unknown:
@@ -178,14 +160,7 @@ def press_config(rung: Rung, number: int, model: Path, out: Path, data: Path, ma
     """
     press = PRESSES[rung.press]
     options = dict(rung.options) | {"model": model, "out": out} | ({"data": data} if press.takes_data else {})
-    if macs is not None and rung.free and press.strength is not None:
-        options |= press.strength(macs)
+    if macs is not None and rung.free and press.to_macs is not None:
+        options |= {"target_macs": macs, **press.to_macs}
     words = [f"--{name}={as_word(value)}" for name, value in options.items()]
-    parser = make_parser(press.config, name=f"compress.{rung.press}", summary="", example="")
-    parser.exit_on_error = False
-    try:
-        return parse(parser, press.config, words)[0]
-    except UsageError as error:
-        raise UsageError(f"rung {number} ({rung.press}): {error}") from error
-    except (argparse.ArgumentError, SystemExit, ValueError, TypeError) as error:
-        raise UsageError(f"rung {number} ({rung.press}): {error}") from error
+    return parse_options(press.config, words, f"compress.{rung.press}", f"rung {number} ({rung.press})")

@@ -144,13 +144,18 @@ def teacher(options, data, seed):
 
 def make_teacher(data, seed, options):
     """Train and export it, unless that has been done."""
-    run = teacher(options, data, seed)
+    cache = options.out / f"{data}-{CACHE_SIZE}"
+    teach(teacher(options, data, seed), cache, options.teacher_weights, "--seed", seed, "--data.train_on", "train+val")
+
+
+def teach(run, cache, weights, *words):
+    """Train a teacher without label smoothing, and export it, unless that has been done."""
     onnx = Path(f"{run}.onnx")
-    words = ["--config", RECIPES / "pretrained.yaml", "--data.path", options.out / f"{data}-{CACHE_SIZE}"]
-    words += ["--data.train_on", "train+val", "--model.weights", options.teacher_weights, "--loss.label_smoothing", 0]
-    words += ["--schedule.epochs", TEACHER_EPOCHS, "--threads", 1, "--data.threads", 1, "--trackers", ""]
+    common = ["--config", RECIPES / "pretrained.yaml", "--data.path", cache, "--model.weights", weights]
+    common += ["--loss.label_smoothing", 0, "--schedule.epochs", TEACHER_EPOCHS]
+    common += ["--threads", 1, "--data.threads", 1, "--trackers", ""]
     if not (run / "last.safetensors").is_file():
-        job("training.train", *words, "--seed", seed, "--out", run)
+        job("training.train", *common, *words, "--out", run)
     if not onnx.is_file():
         job("compress.export", "--model", run / "last.safetensors", "--out", onnx)
 
@@ -173,19 +178,7 @@ def run_one(task, options):
         words += ["--model.weights", f"{out}-before/last.safetensors"]
     job("training.distill", *words, "--schedule.epochs", epochs - before, "--out", out)
     seconds = time.monotonic() - began
-    found, _ = job(
-        "training.evaluate",
-        "--model",
-        out / "last.safetensors",
-        "--data",
-        options.out / f"{task.data}-{CACHE_SIZE}",
-        "--out",
-        out,
-        "--latency_rounds",
-        0,
-    )
-    said = read_predictions(out / "predictions_test.csv")
-    order = np.argsort(said.ids)
+    found, answers = tested(out, options.out / f"{task.data}-{CACHE_SIZE}")
     kept = {key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "parameters", "input_size")}
     write_json(
         done,
@@ -198,10 +191,19 @@ def run_one(task, options):
             "classes": found["classes"],
         }
         | {"steps_of_links": sum(steps_of(link) for link in out.glob("chain-*"))}
-        | {"ids": said.ids[order].tolist(), "labels": letters(said.labels[order])}
-        | {"predicted": letters(said.predicted[order])},
+        | answers,
     )
     sys.stderr.write(f"{task.key()}: macro F1 {kept['macro_f1']:.4f}, {seconds:.0f} s\n")
+
+
+def tested(run, cache):
+    """What training.evaluate says of the last weights of a run; ids, labels and answers in the order of the ids."""
+    model = run / "last.safetensors"
+    found, _ = job("training.evaluate", "--model", model, "--data", cache, "--out", run, "--latency_rounds", 0)
+    said = read_predictions(run / "predictions_test.csv")
+    order = np.argsort(said.ids)
+    answers = {"ids": said.ids[order].tolist(), "labels": letters(said.labels[order])}
+    return found, answers | {"predicted": letters(said.predicted[order])}
 
 
 def letters(classes):
@@ -313,13 +315,14 @@ def _entry(results, data, runs, name):
     entry |= {key: next(iter(mine.values()))[key] for key in ("macs", "parameters", "input_size", "steps", "samples")}
     seeds = sorted(set(mine) & set(base))
     if name != BASE and seeds:
-        labels = _numbers(results["tests"][data]["labels"])
-        ours, plain = (np.stack([_numbers(of[seed]["predicted"]) for seed in seeds]) for of in (mine, base))
+        labels = numbers(results["tests"][data]["labels"])
+        ours, plain = (np.stack([numbers(of[seed]["predicted"]) for seed in seeds]) for of in (mine, base))
         entry["gain"] = paired(labels, plain, ours)
     return entry
 
 
-def _numbers(letters):
+def numbers(letters):
+    """`letters`, back: int [n]."""
     return np.frombuffer(letters.encode(), np.uint8).astype(int) - ord("a")
 
 

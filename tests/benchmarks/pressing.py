@@ -27,17 +27,17 @@ from compress.press.contract import open_subject
 from pipelines.console.files import write_bytes, write_json
 from tests.benchmarks.distillation import (
     PACKAGES,
-    TEACHER_EPOCHS,
     VIEWS,
     in_parallel,
-    letters,
+    numbers,
     paired,
     steps_of,
+    teach,
+    tested,
 )
 from tests.benchmarks.real_data import RECIPES, job, prepare
 from tests.benchmarks.rivals.facts import circumstances
 from training.measure.macs import count_macs
-from training.measure.predictions import read_predictions
 
 HERE = Path(__file__).parent
 RESULTS, PICTURE = HERE / "results" / "pressing.json", HERE / "results" / "pressing.png"
@@ -55,14 +55,7 @@ def folder(options, *parts):
 
 def make_teacher(options):
     """It learns from the train split only: the validation split ranks layers."""
-    run = folder(options, "teacher")
-    onnx = Path(f"{run}.onnx")
-    words = ["--config", RECIPES / "pretrained.yaml", "--data.path", cache(options)]
-    words += ["--model.weights", options.teacher_weights, "--loss.label_smoothing", 0]
-    words += ["--schedule.epochs", TEACHER_EPOCHS, "--trackers", "", "--out", run]
-    if not onnx.is_file():
-        job("training.train", *words)
-        job("compress.export", "--model", run / "last.safetensors", "--out", onnx)
+    teach(folder(options, "teacher"), cache(options), options.teacher_weights)
 
 
 def cache(options):
@@ -127,19 +120,7 @@ def point(way, share, seed, options):
         if done.is_file():
             continue
         learn(options, seed, run, epochs, "--model.name", file, *words)
-        found, _ = job(
-            "training.evaluate",
-            "--model",
-            run / "last.safetensors",
-            "--data",
-            cache(options),
-            "--out",
-            run,
-            "--latency_rounds",
-            0,
-        )
-        said = read_predictions(run / "predictions_test.csv")
-        order = np.argsort(said.ids)
+        found, answers = tested(run, cache(options))
         kept = {
             key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "competition_macs", "parameters")
         }
@@ -147,7 +128,7 @@ def point(way, share, seed, options):
         write_json(
             done,
             {"way": way, "share": share, "seed": seed, "kind": kind, "steps": steps, **kept}
-            | {"labels": letters(said.labels[order]), "predicted": letters(said.predicted[order])},
+            | {key: answers[key] for key in ("labels", "predicted")},
         )
         sys.stderr.write(f"{way} {share} seed {seed} {kind}: macro F1 {kept['macro_f1']:.4f}, {kept['macs']:,} MACs\n")
 
@@ -182,7 +163,7 @@ def points(results):
 
 def render(results):
     """A table in Markdown."""
-    labels, found = _numbers(results["labels"]), points(results)
+    labels, found = numbers(results["labels"]), points(results)
     whole = found.get(("whole", 1.0), {}).get("recovered", {})
     lines = [
         "| press | MACs | macro F1, recovered | from scratch, same steps | recovered - scratch | recovered - whole |"
@@ -208,13 +189,9 @@ def _gain(labels, first, second):
     seeds = sorted(set(first) & set(second))
     if not seeds:
         return ""
-    one, other = (np.stack([_numbers(runs[seed]["predicted"]) for seed in seeds]) for runs in (first, second))
+    one, other = (np.stack([numbers(runs[seed]["predicted"]) for seed in seeds]) for runs in (first, second))
     gain, low, high, p = paired(labels, one, other)
     return f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), p {p:.3f}"
-
-
-def _numbers(text):
-    return np.frombuffer(text.encode(), np.uint8).astype(int) - ord("a")
 
 
 def draw(results):

@@ -56,7 +56,7 @@ def with_random_statistics(model, seed=0):
 
 def silenced(model, channels, kept):
     """The whole network, run so that channels that go are zero wherever a layer reads them: by hooks, not weights."""
-    alive = np.concatenate([kept, np.array(list(channels.fixed), np.int64)])
+    alive = channels.alive(kept)
     twin = copy.deepcopy(model)
     for path, layer in channels.layers.items():
         if layer.kind not in ("convolution", "linear"):

@@ -78,10 +78,10 @@ def test_a_recipe_becomes_options(model, recipe, tmp_path, cache):  # noqa: F811
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "does not exist; give a YAML recipe"),
+        (None, "does not exist; give a recipe"),
         ("[1, 2]", "holds no options"),
         ("a: [", "is no YAML"),
-        ("nosuch: 1", "is no recipe of training"),
+        ("nosuch: 1", "options are those of python -m training.train"),
         ("data: {path: x, batch_size: 0}", "--data.batch_size must be above 0"),
         ("data: {path: x, size: 64}", "trains at 64 px, the model takes 32"),
         ("data: {path: x, folds: 3}", "asks for cross-validation"),
@@ -323,7 +323,7 @@ def test_where_everything_is_put_back_there_is_no_model(options, monkeypatch):
 
 def test_a_wrong_recipe_shows_before_anything_is_done(options):
     options.recover.write_text("nosuch: 1")
-    with pytest.raises(UsageError, match="is no recipe"):
+    with pytest.raises(UsageError, match=r"options are those of python -m training\.train"):
         layers(options)
     options.recover.write_text(yaml.safe_dump(RECIPE | {"data": RECIPE["data"] | {"train_on": "train+val"}}))
     with pytest.raises(UsageError, match="learns from the val split, on which macro F1 is measured"):

@@ -183,8 +183,12 @@ def test_the_best_epoch_has_all_zeros(cache, tmp_path):
     }
 
 
+FROM_PRUNED = ("kept", "reached")
+"""Variants that begin with the pruned file."""
+
 RESUMED = {
     "kept": {"ema": EmaConfig(decay=0.9)},
+    "reached": {"sparsity": replace(GRADUAL, final=0.5)},
     "gradual": {"sparsity": GRADUAL, "ema": EmaConfig(decay=0.9)},
     "2:4": {
         "sparsity": replace(GRADUAL, final=0.5, pattern="2:4", scope="layer", every=3),
@@ -205,7 +209,7 @@ def straight(cache, pruned, tmp_path_factory):
 
 def options_of(cache, out, pruned, variant):
     options = config(cache, out, schedule=SHORT, **RESUMED[variant])
-    return replace(options, model=ModelConfig(name=str(pruned), drop_rate=0.2)) if variant == "kept" else options
+    return replace(options, model=ModelConfig(name=str(pruned), drop_rate=0.2)) if variant in FROM_PRUNED else options
 
 
 def stopped(options, step, monkeypatch):
@@ -224,6 +228,7 @@ def test_a_run_with_zeros_goes_on_exactly(cache, pruned, straight, tmp_path, mon
     assert untimed(tmp_path) == untimed(straight[variant])
     assert same_model(tmp_path, straight[variant])
     assert same_model(tmp_path, straight[variant], "best.safetensors")
+    assert read_card(tmp_path / "last.safetensors").edits == read_card(straight[variant] / "last.safetensors").edits
 
 
 def test_two_of_four_in_the_end(straight):

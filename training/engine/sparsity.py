@@ -201,7 +201,7 @@ class Sparsity:
         steps: Optimizer steps of the whole run; to be set before the first one.
 
     Raises:
-        UsageError: There is nothing to prune, or it is pruned already.
+        UsageError: There is nothing to prune.
     """
 
     def __init__(
@@ -216,23 +216,18 @@ class Sparsity:
         twins = dict(averaged.named_modules()) if averaged is not None else {}
         self._twins = {path: twins[path].weight for path in self._weights if path in twins}
         self._pruned = self._zeros()
-        if config.final and self._grows():
+        if config.final:
+            self._check()
             self.planned = sparse(list(self._pruning), config.pattern, config.final)
 
     def _zeros(self) -> dict[str, Tensor]:
         """Masks for weights that nobody has learned on yet: the zeros of a pruned file, nothing elsewhere."""
         return {path: (weight.detach() == 0) & (path in self._held) for path, weight in self._weights.items()}
 
-    def _grows(self) -> bool:
-        """Whether there is anything left to prune; zeros that a file has brought are kept in any case."""
-        grown = grow(
-            self._pruning, {path: self._pruned[path] for path in self._pruning}, self.config.final, self.config.rule
-        )
-        if any(int(mask.sum()) > int(self._pruned[path].sum()) for path, mask in grown.items()):
-            return True
-        if not self._held:
+    def _check(self) -> None:
+        """Zeros that a file has brought are kept in any case; without them something has to go."""
+        if not self._held and not round(self.config.final * sum(weight.numel() for weight in self._pruning.values())):
             raise UsageError(f"--sparsity.final {self.config.final} prunes nothing; give a larger share")
-        return False
 
     @property
     def begin(self) -> int:
