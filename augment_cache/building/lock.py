@@ -80,7 +80,14 @@ def _leave(out: Path, lock: int) -> None:
 @contextmanager
 def turn(out: Path) -> Iterator[None]:
     """Wait for, and hold, the right to change which shards there are and what the manifest says."""
-    with _held(out / TURN_NAME, fcntl.LOCK_EX, out, wait=True):
+    with alone(out / TURN_NAME):
+        yield
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait for, and hold, a lock of that name; makes the file, and leaves it."""
+    with _held(lock, fcntl.LOCK_EX, lock.parent, wait=True):
         yield
 
 

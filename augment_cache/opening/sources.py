@@ -5,6 +5,7 @@ from pathlib import Path
 from augment_cache.annotations.source import open_annotations
 from augment_cache.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from augment_cache.format.source import CacheSource
+from augment_cache.opening.staged import nearest
 from pipelines.errors import UsageError
 from pipelines.opening import OpenOptions
 from pipelines.sources import Source
@@ -26,6 +27,7 @@ def open_sources(path: Path, options: OpenOptions) -> dict[str, Source] | None:
         UsageError: It is a cache that was never finished, or damaged; or the annotations cannot be used.
     """
     if (path / MANIFEST_NAME).is_file():
+        path = nearest(path)
         manifest = read_manifest(path)
         return {split: _cache(path, split, options, manifest) for split in options.splits or manifest.splits}
     if any(path.glob("*/shard-*.arrow")):
