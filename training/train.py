@@ -150,8 +150,8 @@ def make_model(options: ModelConfig, classes: tuple[str, ...], *, with_weights: 
     model = rebuild(card, path, drop_rate=options.drop_rate, drop_path=options.drop_path)
     if with_weights and options.weights != RANDOM:
         load_own_weights(model, card, path)
-    presses = {key: card.provenance[key] for key in ("presses",) if key in card.provenance}
-    return model, replace(card, provenance=presses)
+    presses = card.provenance.get("presses")
+    return model, replace(card, provenance={"presses": presses} if presses else {})
 
 
 def refuse_own_weights(config: TrainConfig) -> None:

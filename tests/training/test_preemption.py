@@ -80,4 +80,4 @@ def test_the_cap_on_requeues(monkeypatch):
     for restarts, status in (("", 75), ("0", 75), ("2", 75), ("3", 1), ("4", 1)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         assert preempted(signal.SIGUSR1, "runs/x", 3).exit_status == status
-    assert "--max_requeues 3 allows" in str(preempted(signal.SIGUSR1, "runs/x", 3))
+    assert "max_requeues (3) allows" in str(preempted(signal.SIGUSR1, "runs/x", 3))

@@ -632,6 +632,18 @@ def test_two_runs_in_one_folder(cache, tmp_path, monkeypatch):
     assert not (tmp_path / ".lock").exists()
 
 
+def test_a_job_of_slurm_comes_back_later_where_a_process_of_its_first_start_lives_on(cache, tmp_path, monkeypatch):
+    def second():
+        with monkeypatch.context() as restarted:
+            restarted.setenv("SLURM_RESTART_COUNT", "1")
+            with pytest.raises(PreemptedError, match="still being trained") as stopped:
+                train(config(cache, tmp_path, schedule=SHORT))
+        assert stopped.value.exit_status == 75
+
+    at_step(monkeypatch, 3, second)
+    train(config(cache, tmp_path, schedule=SHORT))
+
+
 def test_threads_and_neighbours(monkeypatch):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)

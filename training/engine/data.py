@@ -24,8 +24,11 @@ from pipelines.sources import SPLITS, Joined, Source, Subset
 from pipelines.tensors import TensorFormat
 from training.engine.config import DataConfig, RunConfig
 from training.engine.groups import find_photos, fold_of_rows, read_photos
+from training.model.card import ModelCard
 
 FOLDER_SIZE = 64
+LEARNED_SPLITS = {"train": ("train",), "train+val": ("train", "val"), "all": SPLITS}
+"""What --data.train_on learns from."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,25 @@ def open_options(config: DataConfig) -> OpenOptions:
     )
 
 
+def trained_split(
+    card: ModelCard, val: float | None = None, test: float | None = None, seed: int | None = None
+) -> SplitOptions:
+    """How a folder of class folders is cut: as asked, else as in training, or test images would be training images.
+
+    Args:
+        card: Of the model.
+        val: Share for validation; None for that of training.
+        test: Share for the test, likewise.
+        seed: Likewise.
+    """
+    trained, standard = card.provenance.get("split", {}), SplitOptions()
+    return SplitOptions(
+        val=trained.get("val", standard.val) if val is None else val,
+        test=trained.get("test", standard.test) if test is None else test,
+        seed=trained.get("split_seed", standard.seed) if seed is None else seed,
+    )
+
+
 def training_sources(config: DataConfig) -> tuple[Source, Source | None]:
     """What to learn from, and what to validate on: None where everything is learned from.
 
@@ -118,7 +140,7 @@ def training_sources(config: DataConfig) -> tuple[Source, Source | None]:
     """
     if config.folds:
         return _fold(config)
-    names = {"train": ("train", "val"), "train+val": ("train", "val"), "all": SPLITS}[config.train_on]
+    names = ("train", "val") if config.train_on == "train" else LEARNED_SPLITS[config.train_on]
     sources = open_data(config.path, names, open_options(config))
     if any(source.classes != sources[0].classes for source in sources):
         raise UsageError(f"{config.path}: its splits have different classes; build the cache again")

@@ -17,7 +17,7 @@ from pipelines.errors import UsageError
 from training.engine.agree import agreeing
 from training.engine.checkpoint import Checkpoints
 from training.engine.config import RunConfig
-from training.engine.preemption import requeues
+from training.engine.preemption import PreemptedError, requeues
 from training.engine.tracking import METRICS_NAME, RUN_NAME, TENSORBOARD
 from training.model.model_file import BEST_NAME as BEST_NAME
 
@@ -138,6 +138,8 @@ def hold(out: Path) -> int:
 
     Raises:
         UsageError: Somebody else is there.
+        PreemptedError: Likewise, and Slurm has started this job again: processes on a node that it has lost sight of
+            live on for a while, so the job is better queued again than ended.
     """
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -145,6 +147,10 @@ def hold(out: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
+        if requeues():
+            raise PreemptedError(
+                f"{out} is still being trained, perhaps on a node that Slurm has lost sight of; to be queued again"
+            ) from error
         raise UsageError(f"{out} is being trained by another process; wait until it has ended, or stop it") from error
     except OSError:
         pass  # a file system without locks

@@ -20,6 +20,8 @@ from pipelines.errors import TacopressError
 
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: a batch script takes it for "queue me again"."""
+CAP_NAME = "TACOPRESS_MAX_REQUEUES"
+"""Environment variable: the scripts of `slurm/` say by it how often they let a job be queued again."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
@@ -126,16 +128,17 @@ def preempted(received: signal.Signals | None, run: object, max_requeues: int) -
     Args:
         received: The signal that reached this process, None if it reached another one.
         run: Folder of the run.
-        max_requeues: Beyond so many restarts by Slurm (SLURM_RESTART_COUNT) no further one is asked for.
+        max_requeues: Beyond so many restarts by Slurm (SLURM_RESTART_COUNT) no further one is asked for; under the
+            scripts of `slurm/`, what `site.env` says instead.
     """
     cause = received.name if received is not None else "a signal to another process"
     again = f"run the same command again, without --overwrite, to go on with {run}"
     if received == signal.SIGINT:
         return PreemptedError(f"interrupted; {again}", 130)
-    restarts = requeues()
-    if restarts >= max_requeues:
+    restarts, cap = requeues(), int(os.environ.get(CAP_NAME) or max_requeues)
+    if restarts >= cap:
         return PreemptedError(
-            f"stopped by {cause} after {restarts} restarts, all that --max_requeues {max_requeues} allows; {again}",
+            f"stopped by {cause} after {restarts} restarts, all that max_requeues ({cap}) allows; {again}",
             1,
         )
     return PreemptedError(f"stopped by {cause}; {again}")

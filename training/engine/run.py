@@ -181,6 +181,7 @@ class Run:
             # Alone there is nobody to wait for: what came during the step is heard at once.
             self._obey(max(heard, self.signals.wish) if self.accelerator.num_processes == 1 else heard)
         state.loss, state.trained = self._total_loss(), True
+        state.seconds = time.monotonic() - began  # a GPU has done the steps only once it has told their loss
 
     def _batches(self, steps: int) -> Iterator[list[Batch]]:
         """The batches of so many steps, each in as many parts as gradients are accumulated over."""

@@ -5,6 +5,7 @@ the git revision, versions of the packages, the machine.
 """
 
 import json
+import os
 import platform
 import secrets
 import subprocess
@@ -22,6 +23,7 @@ import training
 from pipelines.console.files import write_json, write_text
 from pipelines.console.output import say
 from pipelines.errors import UsageError
+from training.engine.preemption import requeues
 
 METRICS_NAME, RUN_NAME, TENSORBOARD = "metrics.jsonl", "run.json", "tensorboard"
 PROJECT = "tacopress"
@@ -46,7 +48,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def facts_of_start() -> dict[str, Any]:
     """When, where and with what a run is started or resumed."""
-    return {
+    facts: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "host": platform.node(),
@@ -54,6 +56,17 @@ def facts_of_start() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "git": git_revision(Path(training.__file__).parent),
     }
+    slurm = slurm_facts()
+    return facts | ({"slurm": slurm} if slurm else {})
+
+
+def slurm_facts() -> dict[str, Any]:
+    """The Slurm job that this process belongs to, and its log; empty outside of Slurm."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        return {}
+    log = os.environ.get("TACOPRESS_LOG", "")
+    return {"job": job, "restarts": requeues(), **({"log": log} if log else {})}
 
 
 def _version(name: str) -> str | None:
