@@ -1,14 +1,14 @@
 # Two commands do everything on a fresh machine:
 #   make demo                      the whole road on a rendered sample (about 3 minutes on 2 cores, after installing)
 #   make demo DATA=path/to/taco    the same on real photos: a folder with annotations.json, or one folder per class
-#   make test                      lint, types and all tests; JOBS=2 test files at a time
+#   make test                      lint, types and all tests; JOBS=3 test files at a time
 #
 # DALI=cuda130 for drivers from 580 on, DALI=none to do without; the default cuda110 runs on any driver, or on none.
 
 DALI ?= cuda110
 VENV ?= .venv
 RECIPE ?= $(if $(DATA),quick,demo)
-JOBS ?= 2
+JOBS ?= 3
 OUT ?= out/$(if $(DATA),$(notdir $(abspath $(DATA))),demo)
 
 ifeq ($(filter $(DALI),cuda110 cuda130 none),)
@@ -48,7 +48,7 @@ demo: check-data $(STAMP)
 	@bash training/recipes/demo.sh
 
 test: lint types
-	$(RUN) pytest -n $(JOBS) --dist loadfile
+	$(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

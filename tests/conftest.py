@@ -11,6 +11,13 @@ import pytest
 # Before torch is imported: threads that spin while they wait take ten times as long where others use the cores, too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+LONGEST = ("tests/slurm/test_cluster.py", "tests/test_road.py", "tests/test_house.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes go first: else one process does them alone while the others have nothing left."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONGEST)
+
 
 def _data_folder(name: str, evidence: str) -> Path:
     """The folder `name` of the real data, or a skipped test that says what is missing where."""

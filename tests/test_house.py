@@ -62,6 +62,7 @@ def test_the_jobs_are_these():
         "augment_cache.info",
         "augment_cache.preview",
         "augment_cache.sample",
+        "augment_cache.stage",
         "augment_cache.verify",
         "compress.channels",
         "compress.export",
@@ -76,6 +77,7 @@ def test_the_jobs_are_these():
         "training.latency",
         "training.models",
         "training.predict",
+        "training.runs",
         "training.score",
         "training.train",
     ]
