@@ -1,9 +1,11 @@
 """The benchmarks' own arithmetic, tables and fairness; nothing is measured here."""
 
+import json
 import os
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +314,27 @@ def test_the_paired_comparison_of_methods():
     back = distillation.paired(labels, better, plain)
     assert back[0] == pytest.approx(-gain)
     assert back[3] == p
+
+
+def test_results_of_distillation_are_gathered_over_clones(tmp_path, monkeypatch):
+    """What the results file has need not be below --out; newer runs replace older; another test set is refused."""
+    monkeypatch.setattr(distillation, "RESULTS", tmp_path / "results.json")
+
+    def gather(clone, seed, score, labels="aab"):
+        run = {"data": "taco", "student": "small", "row": "kd", "seed": seed, "macro_f1": score}
+        found = {"classes": ["a", "b"], "labels": labels, "ids": ["x", "y", "z"], "predicted": "aaa"}
+        folder = tmp_path / clone / "distillation" / str(seed)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(run | found))
+        options = Namespace(out=tmp_path / clone)
+        distillation.collect(options)
+        return [(run["seed"], run["macro_f1"]) for run in distillation.gathered(options)[1]]
+
+    assert gather("first", 1, 0.5) == [(1, 0.5)]
+    assert gather("second", 0, 0.25) == [(0, 0.25), (1, 0.5)]
+    assert gather("third", 1, 0.75) == [(0, 0.25), (1, 0.75)]
+    with pytest.raises(SystemExit, match="another test set"):
+        gather("fourth", 2, 0.75, labels="abb")
 
 
 def confusion_of(labels, predicted):

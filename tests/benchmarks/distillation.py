@@ -9,14 +9,14 @@ The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same 
 Students are trained from scratch: the seed network at 80 px by the options of the recipe `competition`, and
 mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps (of the autoencoder's,
 30 % before; what the links of a chain cost comes on top), seeds, order, crops and flips; nothing is chosen by the test,
-the weights after the last epoch count. What is done is kept run by run below --out, and the same command goes on;
-results are gathered in `tests/benchmarks/results/distillation.json`, and the
-sentences of `python -m training.distill --methods` in `training/distillation/measured.json`.
+the weights after the last epoch count. What is done is kept run by run below --out and gathered in
+`tests/benchmarks/results/distillation.json`; the same command goes on, here or in another clone that has this file. The
+sentences of `python -m training.distill --methods` are put into `training/distillation/measured.json`.
 """
 
 import argparse
+import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,6 +27,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from augment_cache.format.manifest import file_sha256
 from pipelines.console.files import write_json
 from tests.benchmarks.real_data import RECIPES, job, prepare
 from tests.benchmarks.rivals.facts import circumstances
@@ -163,9 +164,6 @@ def teach(run, cache, weights, *words):
 def run_one(task, options):
     """Train and test, unless that has been done; the row for the results."""
     out = options.out / "distillation" / task.key()
-    done = out / "result.json"
-    if done.is_file():
-        return
     epochs = options.epochs[task.data]
     words, before = words_of(task, options), round(ROWS[task.row].before * epochs)
     began = time.monotonic()
@@ -181,7 +179,7 @@ def run_one(task, options):
     found, answers = tested(out, options.out / f"{task.data}-{CACHE_SIZE}")
     kept = {key: found[key] for key in ("macro_f1", "accuracy", "samples", "macs", "parameters", "input_size")}
     write_json(
-        done,
+        out / "result.json",
         {"data": task.data, "student": task.student, "row": task.row, "seed": task.seed}
         | kept
         | {
@@ -189,6 +187,8 @@ def run_one(task, options):
             "epochs": epochs,
             "seconds": round(seconds, 1),
             "classes": found["classes"],
+            "teacher": file_sha256(teacher(options, task.data, 0) / "last.safetensors")[:16],
+            "about": {key: value for key, value in circumstances(PACKAGES).items() if key != "command"},
         }
         | {"steps_of_links": sum(steps_of(link) for link in out.glob("chain-*"))}
         | answers,
@@ -233,7 +233,13 @@ def measure(options):
     for name, path in options.data.items():
         prepare(path, name, options.out, CACHE_SIZE)
     in_parallel(options, make_teacher, [(name, seed) for seed in (0, 1) for name in options.names])
-    in_parallel(options, run_one, [(task,) for task in tasks(options)])
+    done = {place_of(run) for run in gathered(options)[1]}
+    in_parallel(options, run_one, [(task,) for task in tasks(options) if place_of(vars(task)) not in done])
+
+
+def place_of(run):
+    """Where a run stands in the table."""
+    return run["data"], run["student"], run["row"], run["seed"]
 
 
 def in_parallel(options, body, calls):
@@ -251,20 +257,26 @@ def in_parallel(options, body, calls):
         worker.join()
 
 
+def gathered(options):
+    """(data → its test set, all runs): those of the results file, and those below --out that are newer."""
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"tests": {}, "runs": []}
+    tests, runs = kept["tests"], {place_of(run): run for run in kept["runs"]}
+    for path in sorted(options.out.glob("distillation/*/result.json")):
+        run = json.loads(path.read_text("utf-8"))
+        test = {"classes": run.pop("classes"), "labels": run.pop("labels")}
+        test["ids"] = hashlib.sha256("\n".join(run.pop("ids")).encode()).hexdigest()
+        if tests.setdefault(run["data"], test) != test:
+            raise SystemExit(f"{path} has another test set than the other runs; delete {path.parent}, or {RESULTS}")
+        runs[place_of(run)] = run
+    return tests, [runs[place] for place in sorted(runs)]
+
+
 def collect(options):
     """All results so far into one file."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(options.out.glob("distillation/*/result.json"))]
-    if not found:
-        return
-    tests = {}
-    for run in found:
-        test = {key: run.pop(key) for key in ("classes", "ids", "labels")}
-        if tests.setdefault(run["data"], test) != test:
-            raise SystemExit(f"the runs in {options.out} are of several test sets; measure again")
-    for test in tests.values():
-        del test["ids"], test["classes"]
-    about = circumstances(PACKAGES) | {"load": round(os.getloadavg()[0], 1), "views": VIEWS, "cache": CACHE_SIZE}
-    write_json(RESULTS, about | {"tests": tests, "runs": found})
+    tests, runs = gathered(options)
+    if not runs:
+        raise SystemExit("nothing has been measured yet; run it with --data and --teacher_weights")
+    write_json(RESULTS, {"views": VIEWS, "cache": CACHE_SIZE, "tests": tests, "runs": runs})
 
 
 def scores_of(labels, predictions, counts):
@@ -376,7 +388,7 @@ def sentences(results):
 def main():
     """Measure or render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only render the table")
+    parser.add_argument("--table", action="store_true", help="only gather what is done, and render")
     parser.add_argument("--data", nargs="+", default=[], help="taco=PATH and trashnet=PATH")
     parser.add_argument("--teacher_weights", type=Path, help="ImageNet weights of EfficientNet-Lite0")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for caches and runs")
@@ -389,7 +401,7 @@ def main():
     options.data = {name: Path(path) for name, _, path in (word.partition("=") for word in options.data)}
     if not options.table:
         measure(options)
-        collect(options)
+    collect(options)
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     write_json(MEASURED, sentences(results))
     sys.stdout.write(render(results) + "\n")
