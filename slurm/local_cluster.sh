@@ -101,10 +101,13 @@ start_munge() {
 
 start_node() { slurmd -N "$1"; }
 
+# What has ended, but has a parent that never asks, is not alive.
+alive() { grep -sq '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; }
+
 # pid_of DAEMON PID_FILE: of a daemon that is alive; a number in a file may be another process's by now.
 pid_of() {
   local pid
-  pid=$(cat "$2" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] && echo "$pid"
+  pid=$(cat "$2" 2>/dev/null) && alive "$pid" && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] && echo "$pid"
 }
 
 daemons() {
@@ -120,17 +123,24 @@ guards() {
   done || true
 }
 
-# Munge last: Slurm's own daemons speak through it.
-stop_daemons() {
-  local pid
-  for pid in $(daemons); do kill "$pid" 2>/dev/null || true; done
-  for _ in $(seq 20); do
-    [ -n "$(daemons)" ] || break
-    sleep 0.5
+# end PID...: asks them to, waits up to 10 s, and does not ask a second time.
+end() {
+  local pid tries=20
+  for pid in "$@"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "$@"; do
+    while alive "$pid" && [ $((tries -= 1)) -gt 0 ]; do sleep 0.5; done
+    kill -KILL "$pid" 2>/dev/null || true
   done
-  for pid in $(daemons); do kill -KILL "$pid" 2>/dev/null || true; done
+}
+
+# Munge last: Slurm's own daemons speak through it. It writes to the folder until it has ended.
+stop_daemons() {
+  # shellcheck disable=SC2046
+  end $(daemons)
+  local pid
   for pid in $(guards) $(pids_of n1) $(pids_of n2); do kill -KILL "$pid" 2>/dev/null || true; done
-  for pid in $(pid_of munged "$folder/munge/pid"); do kill "$pid" 2>/dev/null || true; done
+  # shellcheck disable=SC2046
+  end $(pid_of munged "$folder/munge/pid" || true)
 }
 
 check_ports() {

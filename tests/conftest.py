@@ -11,7 +11,7 @@ import pytest
 # Before torch is imported: threads that spin while they wait take ten times as long where others use the cores, too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-LONGEST = ("tests/slurm/test_cluster.py", "tests/test_road.py", "tests/test_house.py")
+LONGEST = ("tests/slurm/test_cluster.py", "tests/test_road.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import pytest
 import torch
 import yaml
 
-from tests.slurm.cluster import ROOT
+from tests.slurm.cluster import ROOT, start
 from tests.slurm.conftest import free_port
 from tests.training.runs import log_of, same_model, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+PID_FILES = ("slurmctld.pid", "slurmd-n1.pid", "slurmd-n2.pid", "munge/pid")
 EPOCHS, SHORT, LONG = 10, 20.0, 65.0
 """Of the undisturbed run; seconds that the other runs are to last for, however fast this machine is."""
 
@@ -364,3 +366,23 @@ def test_a_cluster_is_started_once_and_beside_others(cluster, tmp_path):
     assert done.returncode == 2
     assert f"port {port} is taken" in done.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_down_ends_all_daemons_before_it_deletes_the_folder(cluster):
+    """Munge writes to the folder when it ends; here it takes for ever."""
+    folder = Path(tempfile.mkdtemp(prefix="tacopress-"))
+    own = start(folder, free_port(), sys.prefix)
+    daemons = {name: int((folder / name).read_text()) for name in PID_FILES}
+    for name, pid in daemons.items():
+        os.kill(pid, signal.SIGSTOP if name == "munge/pid" else signal.SIGKILL)
+    own.run("slurm/local_cluster.sh", "down")
+    assert not folder.exists()
+    for pid in daemons.values():
+        cluster.until(lambda pid=pid: not running(pid), 5)
+
+
+def running(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
