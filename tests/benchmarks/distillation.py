@@ -7,11 +7,12 @@
 The teacher is EfficientNet-Lite0 with ImageNet weights, fine-tuned on the same split at 96 px by the recipe
 `pretrained`, without label smoothing, which makes worse teachers (Müller et al. 2019, arXiv 1906.02629).
 Students are trained from scratch: the seed network at 80 px by the options of the recipe `competition`, and
-mobilenetv3_small_050 at 64 px by those of `quick`. All rows of a student have the same steps (of the autoencoder's,
-30 % before; what the links of a chain cost comes on top), seeds, order, crops and flips; nothing is chosen by the test,
-the weights after the last epoch count. What is done is kept run by run below --out and gathered in
-`tests/benchmarks/results/distillation.json`; the same command goes on, here or in another clone that has this file. The
-sentences of `python -m training.distill --methods` are put into `training/distillation/measured.json`.
+mobilenetv3_small_050 at 64 px by those of `quick`, for 20 epochs over the crops and two copies of each. All rows of a
+student have the same steps (of the autoencoder's, 30 % before; what the links of a chain cost comes on top), seeds,
+order, crops and flips; nothing is chosen by the test, the weights after the last epoch count. What is done is kept run
+by run below --out and gathered in `tests/benchmarks/results/distillation.json`; the same command goes on, here or in
+another clone that has this file. The sentences of `python -m training.distill --methods` are put into
+`training/distillation/measured.json`.
 """
 
 import argparse
@@ -395,7 +396,7 @@ def main():
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument("--names", nargs="+", default=list(DATA), choices=list(DATA), help="which data sets")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--epochs", nargs=2, type=int, default=[40, 40], metavar=("TRASHNET", "TACO"))
+    parser.add_argument("--epochs", nargs=2, type=int, default=[20, 20], metavar=("TRASHNET", "TACO"))
     options = parser.parse_args()
     options.epochs = dict(zip(DATA, options.epochs, strict=True))
     options.data = {name: Path(path) for name, _, path in (word.partition("=") for word in options.data)}
