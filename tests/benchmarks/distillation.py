@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -96,6 +96,8 @@ ROWS = {
     "autoencoder": Row("autoencoder", ("--method.alpha", "0", "--teacher.paths", T), before=0.3),
 }
 BASE = "none"
+PLACE = ("data", "student", "row", "seed")
+"""Where a run stands in the table."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def run_one(task, options):
             "seconds": round(seconds, 1),
             "classes": found["classes"],
             "teacher": file_sha256(teacher(options, task.data, 0) / "last.safetensors")[:16],
-            "about": {key: value for key, value in circumstances(PACKAGES).items() if key != "command"},
+            "about": provenance(),
         }
         | {"steps_of_links": sum(steps_of(link) for link in out.glob("chain-*"))}
         | answers,
@@ -210,6 +212,11 @@ def tested(run, cache):
 def letters(classes):
     """Numbers of classes, as one letter each."""
     return "".join(chr(ord("a") + number) for number in classes.tolist())
+
+
+def provenance():
+    """Commit, date, machine and versions of a run."""
+    return {key: value for key, value in circumstances(PACKAGES).items() if key != "command"}
 
 
 def steps_of(run):
@@ -234,13 +241,8 @@ def measure(options):
     for name, path in options.data.items():
         prepare(path, name, options.out, CACHE_SIZE)
     in_parallel(options, make_teacher, [(name, seed) for seed in (0, 1) for name in options.names])
-    done = {place_of(run) for run in gathered(options)[1]}
-    in_parallel(options, run_one, [(task,) for task in tasks(options) if place_of(vars(task)) not in done])
-
-
-def place_of(run):
-    """Where a run stands in the table."""
-    return run["data"], run["student"], run["row"], run["seed"]
+    done = {tuple(run[key] for key in PLACE) for run in gathered(options)[1]}
+    in_parallel(options, run_one, [(task,) for task in tasks(options) if astuple(task) not in done])
 
 
 def in_parallel(options, body, calls):
@@ -260,24 +262,33 @@ def in_parallel(options, body, calls):
 
 def gathered(options):
     """(data → its test set, all runs): those of the results file, and those below --out that are newer."""
-    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"tests": {}, "runs": []}
-    tests, runs = kept["tests"], {place_of(run): run for run in kept["runs"]}
-    for path in sorted(options.out.glob("distillation/*/result.json")):
+    return gather(RESULTS, options.out.glob("distillation/*/result.json"), PLACE)
+
+
+def gather(results, paths, keys):
+    """The same for any benchmark of this kind: a file of results, one file a run, and what makes two runs the same."""
+    kept = json.loads(results.read_text("utf-8")) if results.is_file() else {"tests": {}, "runs": []}
+    tests, runs = kept["tests"], {tuple(run[key] for key in keys): run for run in kept["runs"]}
+    for path in paths:
         run = json.loads(path.read_text("utf-8"))
         test = {"classes": run.pop("classes"), "labels": run.pop("labels")}
         test["ids"] = hashlib.sha256("\n".join(run.pop("ids")).encode()).hexdigest()
         if tests.setdefault(run["data"], test) != test:
-            raise SystemExit(f"{path} has another test set than the other runs; delete {path.parent}, or {RESULTS}")
-        runs[place_of(run)] = run
+            raise SystemExit(f"{path} has another test set than the other runs; delete {path.parent}, or {results}")
+        runs[tuple(run[key] for key in keys)] = run
     return tests, [runs[place] for place in sorted(runs)]
 
 
 def collect(options):
     """All results so far into one file."""
-    tests, runs = gathered(options)
+    write_results(RESULTS, *gathered(options), views=VIEWS, cache=CACHE_SIZE)
+
+
+def write_results(path, tests, runs, **settings):
+    """The file that `gather` reads."""
     if not runs:
         raise SystemExit("nothing has been measured yet; run it with --data and --teacher_weights")
-    write_json(RESULTS, {"views": VIEWS, "cache": CACHE_SIZE, "tests": tests, "runs": runs})
+    write_json(path, {**settings, "tests": tests, "runs": runs})
 
 
 def scores_of(labels, predictions, counts):
