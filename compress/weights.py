@@ -77,7 +77,7 @@ def weights(config: WeightsConfig) -> dict[str, Any]:
 
     Returns:
         The report. Keys: those of every press (`model`, `out`, `press`, `architecture`, `before`, `after`, `changed`,
-        `skipped`, `proof`); in `before` and `after` also `zeros` and `compressed_bytes` (all tensors, zlib level 9);
+        `skipped`, `proof`); in `before` and `after` also `zeros` and `compressed_bytes` (all tensors, zlib level 6);
         `pattern`, `scope`, `asked` (the share), `sparsity` (of the layers that may be pruned, together), `layers` (of
         each), `whole_sparsity` (of all parameters), `emptied` (layers with nothing but zeros), `note`.
 

@@ -15,7 +15,7 @@ from pipelines.errors import UsageError
 from training.engine.sparsity import grow
 from training.model.edits.sparse import Rule, own_weight, prunable, sparse
 
-ZLIB_LEVEL = 9
+ZLIB_LEVEL = 6
 
 
 def prune_weights(subject: Subject, sparsity: float, rule: Rule) -> Pressed:
@@ -100,7 +100,7 @@ def zero_weights(model: nn.Module) -> int:
 
 
 def compressed_bytes(model: nn.Module) -> int:
-    """Size of the tensors of a model file, without its header, compressed by zlib at level 9."""
+    """Size of the tensors of a model file, without its header, compressed by zlib at level 6."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     data = safetensors.torch.save(state)
     header = 8 + int.from_bytes(data[:8], "little")
