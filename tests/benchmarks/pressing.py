@@ -77,7 +77,10 @@ def learn(options, data, seed, run, epochs, *words):
     job("training.distill", *common, *words, "--out", run)
 
 
-RECOVER = ("--optimizer.lr", 1e-3, "--schedule.warmup_epochs", 0.5)
+RECOVER = ("--optimizer.lr", 4e-3, "--schedule.warmup_epochs", 1)
+CHANNELS = ("--importance", "taylor", "--scope", "global")
+"""Chosen by the validation split of TrashNet, seed 0, 64 % of the MACs: with 1e-3 recoveries ended 0.05 (layers) to 0.11
+(channels) lower, channels by magnitude and layer 0.02 lower."""
 
 
 def press(options, data, seed, way, share):
@@ -89,14 +92,18 @@ def press(options, data, seed, way, share):
     if way == "both":
         half = share**0.5
         first = press(options, data, seed, "layers", round(half, 4))
-        channels = ["--model", first, "--target_share", share / measured_share(first, start)]
-        job("compress.channels", *channels, "--out", out)
+        _channels(options, data, first, share / measured_share(first, start), out)
     elif way == "layers":
         by = ["--data", cache(options, data), "--rank_by", "ablation"]
         job("compress.layers", "--model", start, "--target_share", share, *by, "--out", out)
     else:
-        job("compress.channels", "--model", start, "--target_share", share, "--out", out)
+        _channels(options, data, start, share, out)
     return out
+
+
+def _channels(options, data, model, share, out):
+    words = ["--data", cache(options, data), *CHANNELS]
+    job("compress.channels", "--model", model, "--target_share", share, *words, "--out", out)
 
 
 def measured_share(pressed, start):
