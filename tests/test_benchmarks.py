@@ -322,7 +322,7 @@ def test_results_of_distillation_are_gathered_over_clones(tmp_path, monkeypatch)
 
     def gather(clone, seed, score, labels="aab"):
         run = {"data": "taco", "student": "small", "row": "kd", "seed": seed, "macro_f1": score}
-        found = {"classes": ["a", "b"], "labels": labels, "ids": ["x", "y", "z"], "predicted": "aaa"}
+        found = {"classes": ["a", "b"], "labels": labels, "ids": [5, 7, 2**62], "predicted": "aaa"}
         folder = tmp_path / clone / "distillation" / str(seed)
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(run | found))

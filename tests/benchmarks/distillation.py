@@ -272,7 +272,7 @@ def gather(results, paths, keys):
     for path in paths:
         run = json.loads(path.read_text("utf-8"))
         test = {"classes": run.pop("classes"), "labels": run.pop("labels")}
-        test["ids"] = hashlib.sha256("\n".join(run.pop("ids")).encode()).hexdigest()
+        test["ids"] = hashlib.sha256(json.dumps(run.pop("ids")).encode()).hexdigest()
         if tests.setdefault(run["data"], test) != test:
             raise SystemExit(f"{path} has another test set than the other runs; delete {path.parent}, or {results}")
         runs[tuple(run[key] for key in keys)] = run
