@@ -4,6 +4,8 @@ The real photos are not part of the repository: TACOPRESS_DATA names the folder 
 """
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,26 @@ LONGEST = ("tests/slurm/test_cluster.py", "tests/test_road.py")
 def pytest_collection_modifyitems(items):
     """Files that take minutes go first: else one process does them alone while the others have nothing left."""
     items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONGEST)
+
+
+@pytest.fixture
+def until_exit(monkeypatch, capsys):
+    """Calls what a job starts with, in this process, because a fresh one spends seconds on importing torch.
+
+    Takes it, the job's name, and its words; returns exit status, standard output, standard error.
+    """
+    terminate = signal.getsignal(signal.SIGTERM)
+
+    def run(start, job: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [job, *(str(word) for word in words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            start()
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    yield run
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def _data_folder(name: str, evidence: str) -> Path:

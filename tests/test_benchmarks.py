@@ -328,7 +328,9 @@ def test_results_of_distillation_are_gathered_over_clones(tmp_path, monkeypatch)
         (folder / "result.json").write_text(json.dumps(run | found))
         options = Namespace(out=tmp_path / clone)
         distillation.collect(options)
-        return [(run["seed"], run["macro_f1"]) for run in distillation.gathered(options)[1]]
+        written = json.loads(distillation.RESULTS.read_text())["runs"]
+        assert list(distillation.gathered(options)[1].values()) == written
+        return [(run["seed"], run["macro_f1"]) for run in written]
 
     assert gather("first", 1, 0.5) == [(1, 0.5)]
     assert gather("second", 0, 0.25) == [(0, 0.25), (1, 0.5)]

@@ -3,7 +3,6 @@
 import ast
 import re
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,19 +85,14 @@ def test_the_jobs_are_these():
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
-    """Calls a job as `python -m` does, in this process: starting one takes seconds. (status, stdout, stderr)."""
+def here(monkeypatch, until_exit):
+    """Calls a job as `python -m` does; returns exit status, standard output, standard error."""
 
     def call(job, *words):
-        monkeypatch.setattr(sys, "argv", [job, *words])
         monkeypatch.delitem(sys.modules, job, raising=False)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(job, run_name="__main__", alter_sys=True)
-        return (ended.value.code or 0, *capsys.readouterr())
+        return until_exit(lambda: runpy.run_module(job, run_name="__main__", alter_sys=True), job, *words)
 
-    terminate = signal.getsignal(signal.SIGTERM)
-    yield call
-    signal.signal(signal.SIGTERM, terminate)
+    return call
 
 
 @pytest.mark.parametrize("job", JOBS)

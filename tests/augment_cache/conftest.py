@@ -5,7 +5,6 @@ import importlib
 import io
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
@@ -130,18 +129,6 @@ def hashes():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Calls a job of this package as the command line does; returns exit status, standard output, standard error.
-
-    In this process, because a fresh one spends seconds on importing torch.
-    """
-
-    def run(job: str, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [job, *(str(word) for word in words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            importlib.import_module(f"augment_cache.{job}").main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
-
-    return run
+def command(until_exit):
+    """Calls a job of this package as the command line does; returns exit status, standard output, standard error."""
+    return lambda job, *words: until_exit(importlib.import_module(f"augment_cache.{job}").main, job, *words)

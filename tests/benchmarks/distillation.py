@@ -165,7 +165,7 @@ def teach(run, cache, weights, *words):
 
 
 def run_one(task, options):
-    """Train and test, unless that has been done; the row for the results."""
+    """Train and test, and write down the row for the results."""
     out = options.out / "distillation" / task.key()
     epochs = options.epochs[task.data]
     words, before = words_of(task, options), round(ROWS[task.row].before * epochs)
@@ -241,7 +241,7 @@ def measure(options):
     for name, path in options.data.items():
         prepare(path, name, options.out, CACHE_SIZE)
     in_parallel(options, make_teacher, [(name, seed) for seed in (0, 1) for name in options.names])
-    done = {tuple(run[key] for key in PLACE) for run in gathered(options)[1]}
+    done = gathered(options)[1]
     in_parallel(options, run_one, [(task,) for task in tasks(options) if astuple(task) not in done])
 
 
@@ -251,9 +251,10 @@ def in_parallel(options, body, calls):
     queue = context.Queue()
     for call in calls:
         queue.put(call)
-    for _ in range(options.jobs):
+    count = min(options.jobs, len(calls))
+    for _ in range(count):
         queue.put(None)
-    workers = [context.Process(target=work, args=(queue, body, options)) for _ in range(options.jobs)]
+    workers = [context.Process(target=work, args=(queue, body, options)) for _ in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -261,12 +262,12 @@ def in_parallel(options, body, calls):
 
 
 def gathered(options):
-    """(data → its test set, all runs): those of the results file, and those below --out that are newer."""
+    """(data → its test set, place → run): what the results file has, and what is newer below --out."""
     return gather(RESULTS, options.out.glob("distillation/*/result.json"), PLACE)
 
 
 def gather(results, paths, keys):
-    """The same for any benchmark of this kind: a file of results, one file a run, and what makes two runs the same."""
+    """The same for any benchmark of this kind: a file of results, one file a run, and the keys that are its place."""
     kept = json.loads(results.read_text("utf-8")) if results.is_file() else {"tests": {}, "runs": []}
     tests, runs = kept["tests"], {tuple(run[key] for key in keys): run for run in kept["runs"]}
     for path in paths:
@@ -276,7 +277,7 @@ def gather(results, paths, keys):
         if tests.setdefault(run["data"], test) != test:
             raise SystemExit(f"{path} has another test set than the other runs; delete {path.parent}, or {results}")
         runs[tuple(run[key] for key in keys)] = run
-    return tests, [runs[place] for place in sorted(runs)]
+    return tests, runs
 
 
 def collect(options):
@@ -288,7 +289,7 @@ def write_results(path, tests, runs, **settings):
     """The file that `gather` reads."""
     if not runs:
         raise SystemExit("nothing has been measured yet; run it with --data and --teacher_weights")
-    write_json(path, {**settings, "tests": tests, "runs": runs})
+    write_json(path, {**settings, "tests": tests, "runs": [runs[place] for place in sorted(runs)]})
 
 
 def scores_of(labels, predictions, counts):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -86,17 +87,20 @@ def render(entry):
         f"load {min(loads):.1f} to {max(loads):.1f}; {entry['date']}, commit {entry['git']}. Seconds: "
         "median (least-most).",
         "",
-        f"| press | all networks | the slowest network | CPU s | goal, every network: {GOAL:.0f} s |",
-        "|---|---|---|---|---|",
+        f"| press | refused | all networks | the slowest network | CPU s | goal, every network: {GOAL:.0f} s |",
+        "|---|---|---|---|---|---|",
     ]
     for title in PRESSES:
         runs = [run for run in entry["runs"] if run["press"] == title]
         of = {name: [run["seconds"] for run in runs if run["network"] == name] for name in MODELS}
-        slowest = max(of, key=lambda name: sorted(of[name])[len(of[name]) // 2])
+        slowest = max(of, key=lambda name: median(of[name]))
+        refusing = len({run["network"] for run in runs if "refused" in run})
         cpu = [run["cpu_seconds"] for run in runs if run["network"] == slowest]
         met = "met" if all(run["seconds"] < GOAL for run in runs) else "missed"
         every = spread([run["seconds"] for run in runs], 2)
-        lines.append(f"| {title} | {every} | {slowest}: {spread(of[slowest], 2)} | {spread(cpu, 2)} | {met} |")
+        lines.append(
+            f"| {title} | {refusing} | {every} | {slowest}: {spread(of[slowest], 2)} | {spread(cpu, 2)} | {met} |"
+        )
     return "\n".join(lines)
 
 

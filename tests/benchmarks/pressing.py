@@ -69,7 +69,7 @@ def make_teacher(data, options):
 
 
 def learn(options, data, seed, run, epochs, *words):
-    """Teach a network, unless that has been done."""
+    """Teach a network."""
     common = ["--config", RECIPES / "distill.yaml", "--data.path", cache(options, data), "--data.views", VIEWS]
     common += ["--teacher.paths", f"{folder(options, data, 'teacher')}.onnx", "--seed", seed]
     common += ["--schedule.epochs", epochs]
@@ -140,20 +140,21 @@ def point(data, way, share, seed, kind, options):
 
 def measure(options):
     """Do what is left to do."""
-    done = {tuple(run[key] for key in PLACE) for run in gathered(options)[1]}
+    done = gathered(options)[1]
     whole = [(data, "whole", 1.0, seed, "recovered") for data in options.data for seed in SEEDS]
     pressed = product(options.data, WAYS, SHARES, SEEDS, ("recovered", "scratch"))
     left = [place for place in [*whole, *pressed] if place not in done]
     left.sort(key=lambda place: (list(options.data).index(place[0]), -place[2], place[4], place[3]))
-    for name in {place[0] for place in left}:
+    names = sorted({place[0] for place in left})
+    for name in names:
         prepare(options.data[name], name, options.out, CACHE_SIZE)
-        make_teacher(name, options)
+    in_parallel(options, make_teacher, [(name,) for name in names])
     in_parallel(options, base, sorted({(place[0], place[3]) for place in left}))
     in_parallel(options, point, left)
 
 
 def gathered(options):
-    """(data → its test set, all runs): those of the results file, and those below --out that are newer."""
+    """(data → its test set, place → run): what the results file has, and what is newer below --out."""
     return gather(RESULTS, options.out.glob("pressing/*/result.json"), PLACE)
 
 
