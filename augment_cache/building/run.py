@@ -117,6 +117,8 @@ def _build_in_processes(site: _Site, tasks: Sequence[ShardTask], advance: Advanc
     alone = threading.active_count() == 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     context = get_context("fork" if alone else "spawn")
     following = context.Value("q", 0)
+    # The largest first: whoever has the last one keeps the others waiting for it.
+    tasks = sorted(tasks, key=lambda task: len(task.files) + int(task.copies.sum()), reverse=True)
     staff: dict[Connection, BaseProcess] = {}
     try:
         for number in range(1, min(site.workers.processes, len(tasks))):

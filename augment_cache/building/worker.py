@@ -1,7 +1,7 @@
 """Make shards: read, render every copy from one decode, encode, write."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -146,9 +146,11 @@ class ShardBuilder:
             CorruptSampleError: A source cannot be read and `strict` is on.
             OSError: The disk is full or not writable.
         """
+        # Not asked shard by shard: a name is looked up only when nobody writes into its folder, which takes long here.
+        there = {f"{file.parent.name}/{file.name}" for file in self._out.glob("*/*")}
         ready: deque[ShardResult] = deque()
         writing: deque[Future[ShardResult]] = deque()
-        with closing(self._engine.stream(self._jobs(tasks, ready, advance))) as stream:  # type: ignore[type-var]
+        with closing(self._engine.stream(self._jobs(tasks, there, ready, advance))) as stream:  # type: ignore[type-var]
             for result in stream:
                 shard: _Growing = result.tag[0]
                 self._add(shard, result)
@@ -168,14 +170,17 @@ class ShardBuilder:
         self._writer.shutdown(cancel_futures=True)
         self._engine.close()
 
-    def _jobs(self, tasks: Iterable[ShardTask], ready: deque[ShardResult], advance: Advance) -> Iterator[Job]:
-        """The work; shards that need none are `ready`."""
+    def _jobs(
+        self, tasks: Iterable[ShardTask], there: Set[str], ready: deque[ShardResult], advance: Advance
+    ) -> Iterator[Job]:
+        """The work; shards that need none are `ready`. `there`: files of shards when the build began."""
         for task in tasks:
-            if facts := self._finished(task):
-                ready.append(ShardResult(facts, len(task.files), reused=True))
-                advance(len(task.files))
-                continue
-            self._retire(task)
+            if task.file in there:
+                if facts := self._finished(task):
+                    ready.append(ShardResult(facts, len(task.files), reused=True))
+                    advance(len(task.files))
+                    continue
+                self._retire(task)
             if task.files:
                 yield from self._shard_jobs(task)
             else:
@@ -295,11 +300,9 @@ class ShardBuilder:
 
     def _retire(self, task: ShardTask) -> None:
         """Take away what is out of date, so that no manifest can speak of it any more."""
-        path = self._out / task.file
-        if path.exists():
-            with self._still_ours():
-                (self._out / MANIFEST_NAME).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+        with self._still_ours():
+            (self._out / MANIFEST_NAME).unlink(missing_ok=True)
+            (self._out / task.file).unlink(missing_ok=True)
 
 
 def read_state(out: Path) -> bytes:
