@@ -39,7 +39,7 @@ MIB = 1 << 20
 PIXEL_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg", "torch")
 SOURCES_WORTH_A_PROCESS = 200
 """Per process, fewer are built sooner than another process is started."""
-RENDERER = "2"
+RENDERER = "3"
 """Raised whenever Tacopress itself would give other pixels for the same plan."""
 LEAST_MIB, MOST_MIB = 1e-5, 512.0
 

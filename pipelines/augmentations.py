@@ -228,17 +228,6 @@ def posterize_mask(bits: float) -> int:
     return (0xFF << (8 - int(bits))) & 0xFF
 
 
-def linear_table(scale: float, offset: float) -> NDArray[np.uint8]:
-    """Levels → round(scale * level + offset), cut to [0, 255]; uint8 [256]."""
-    table = _LEVELS * np.float32(scale)
-    table += np.float32(offset)
-    np.rint(table, out=table)
-    return table.clip(0, 255, out=table).astype(np.uint8)
-
-
-_LEVELS = np.arange(256, dtype=np.float32)
-
-
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue. As in Pillow, Contrast goes to and from the image's mean luma, Color to
 and from each pixel's own."""

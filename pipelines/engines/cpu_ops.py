@@ -13,7 +13,6 @@ from pipelines.augmentations import (
     affine,
     color_matrix,
     cutout_box,
-    linear_table,
     posterize_mask,
     sharpness_kernel,
     whole_pixels,
@@ -49,7 +48,7 @@ def apply_op(pixels: Pixels, name: str, value: float, centre: tuple[float, float
     if name == "Contrast":
         red, green, blue, _ = cv2.mean(pixels)
         centre_level = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-        return cv2.LUT(pixels, linear_table(1.0 + value, -value * centre_level))
+        return cv2.addWeighted(pixels, 1.0 + value, pixels, 0.0, -value * centre_level)
     if name == "AutoContrast":
         return cv2.merge([_stretched(plane) for plane in _planes(pixels)])
     if name == "Equalize":
@@ -110,4 +109,4 @@ def _stretched(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
     low, high, _, _ = cv2.minMaxLoc(plane)
     if high <= low:
         return plane
-    return cv2.LUT(plane, linear_table(255.0 / (high - low), -low * 255.0 / (high - low)))
+    return cv2.convertScaleAbs(plane, plane, 255.0 / (high - low), -low * 255.0 / (high - low))

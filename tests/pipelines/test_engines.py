@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.augmentations import CODES, FILL, LUMA, OPS, Policy, full_range, value_text
 from pipelines.engines.base import Job, RenderSpec
@@ -278,6 +280,23 @@ class TestDirections:
             after = apply_op(dull, name, 0)
             assert (after.min(axis=(0, 1)) == 0).all()
             assert (after.max(axis=(0, 1)) == 255).all()
+
+    @given(levels=st.tuples(*[st.integers(0, 255)] * 2).filter(lambda pair: pair[0] < pair[1]))
+    def test_autocontrast_is_exact(self, levels):
+        low, high = levels
+        picture = np.repeat(np.arange(low, high + 1, dtype=np.uint8)[None, :, None], 3, axis=2)
+        after = apply_op(picture, "AutoContrast", 0).astype(np.float64)
+        exact = (picture.astype(np.float64) - low) * 255 / (high - low)
+        assert np.abs(after - exact).max() <= 0.51
+        assert (after[0, 0] == 0).all()
+        assert (after[0, -1] == 255).all()
+
+    @given(value=st.floats(-0.9, 0.9), seed=st.integers(0, 9))
+    def test_contrast_is_exact(self, value, seed):
+        picture = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        mean = picture.mean(axis=(0, 1)) @ np.array(LUMA)
+        exact = np.clip(mean + (1 + value) * (picture - mean), 0, 255)
+        assert np.abs(apply_op(picture, "Contrast", value) - exact).max() <= 0.51
 
     def test_sharpness(self):
         picture = textured(SIZE, SIZE, 2)
