@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +25,7 @@ def replacing(path: Path, moving: Moving = nullcontext) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # On a file system that several machines share, a process number alone may be somebody else's too.
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with aside.open("wb") as file:
             yield file

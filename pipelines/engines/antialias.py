@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 16
-"""Output rows per matrix product: they need few input rows, and the product is small enough to stay on one thread."""
+"""Output rows per matrix product: they need few input rows."""
+MOST_PRODUCTS = 1 << 18
+"""Multiplications per matrix product, roughly. Of a larger one OpenBLAS gives a part to threads of its own, which go on
+turning for 25 ms after it in case there is more: beside the caller's own threads that costs far more than it brings."""
 WHOLE_AT_ONCE = 1 << 20
 """Levels that become floats at once; of larger images only what a block needs, so that they take little memory."""
 MOST_BITS = 22
@@ -53,7 +56,11 @@ def _along_rows(pixels: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
     sums = np.empty((rows, others * 3), kind)
     for block in blocks:
         needed = levels[block.needs]
-        np.matmul(block.weights, needed if small else needed.astype(kind), out=sums[block.rows])
+        needed = needed if small else needed.astype(kind)
+        step = max(MOST_PRODUCTS // block.weights.size, 1)
+        for first in range(0, others * 3, step):
+            part = slice(first, first + step)
+            np.matmul(block.weights, needed[:, part], out=sums[block.rows, part])
     sums += 0.5  # still below 256: rounding makes the weights of a row add up to hardly more than 1
     return sums.astype(np.uint8).reshape(rows, others, 3)
 

@@ -40,6 +40,13 @@ def test_equals_torch_at_the_extremes(shape):
     np.testing.assert_array_equal(out, by_torch(pixels, rows, columns))
 
 
+def test_products_are_small_enough_for_one_thread(monkeypatch):
+    matmul, sizes = np.matmul, []
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: (sizes.append(a.size * b.shape[1]), matmul(a, b, out=out)))
+    antialias.shrink(noise(4, 700, 900), np.empty((80, 80, 3), np.uint8))
+    assert max(sizes) <= antialias.MOST_PRODUCTS
+
+
 def test_writes_into_a_part_of_an_image():
     pixels, square = noise(2, 90, 70), np.full((80, 80, 3), 128, np.uint8)
     antialias.shrink(pixels, square[10:70, :])
