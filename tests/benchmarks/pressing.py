@@ -45,8 +45,8 @@ from training.measure.macs import count_macs
 HERE = Path(__file__).parent
 RESULTS, PICTURE = HERE / "results" / "pressing.json", HERE / "results" / "pressing.png"
 STUDENT, CACHE_SIZE = "shufflenet_g3_wd4", 112
-SHARES = (0.64, 0.5, 0.3)
-WAYS = ("layers", "channels", "both")
+SHARES = {"layers": (0.64, 0.5, 0.35), "channels": (0.64, 0.5, 0.3), "both": (0.64, 0.5, 0.3)}
+"""Way → shares of the MACs. Without any of the blocks that can go, 0.345 are left: layers alone go no further."""
 SEEDS = (0, 1, 2)
 EPOCHS, RECOVERY = 20, 10
 PLACE = ("data", "way", "share", "seed", "kind")
@@ -142,7 +142,11 @@ def measure(options):
     """Do what is left to do."""
     done = gathered(options)[1]
     whole = [(data, "whole", 1.0, seed, "recovered") for data in options.data for seed in SEEDS]
-    pressed = product(options.data, WAYS, SHARES, SEEDS, ("recovered", "scratch"))
+    goals = [(way, share) for way, shares in SHARES.items() for share in shares]
+    pressed = [
+        (data, *goal, seed, kind)
+        for data, goal, seed, kind in product(options.data, goals, SEEDS, ("recovered", "scratch"))
+    ]
     left = [place for place in [*whole, *pressed] if place not in done]
     left.sort(key=lambda place: (list(options.data).index(place[0]), -place[2], place[4], place[3]))
     names = sorted({place[0] for place in left})
@@ -222,7 +226,7 @@ def draw(results):
 
 
 def _draw(axes, found):
-    for (number, way), kind in product(enumerate(WAYS), ("recovered", "scratch")):
+    for (number, way), kind in product(enumerate(SHARES), ("recovered", "scratch")):
         curve = [
             (mean(run["macs"] for run in runs.values()) / 1e6, [run["macro_f1"] for run in runs.values()])
             for (name, _), kinds in found.items()
