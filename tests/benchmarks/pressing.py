@@ -214,12 +214,13 @@ def _gain(labels, first, second):
 def draw(results):
     """The curves: PNG."""
     names = list(results["tests"])
-    figure = Figure(figsize=(7 * len(names), 5.5), layout="constrained")
+    figure = Figure(figsize=(7 * len(names), 6), layout="constrained")
     FigureCanvasAgg(figure)
     for number, data in enumerate(names):
         axes = figure.add_subplot(1, len(names), number + 1)
         _draw(axes, points(results, data))
         axes.set_title(f"{STUDENT} at 80 px, {data}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SHARES))
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
@@ -245,9 +246,8 @@ def _draw(axes, found):
                 label=f"{way}, {'pressed and recovered' if pressed else 'same network from scratch'}",
             )
     axes.set_xlabel("million MACs")
-    axes.set_ylabel("macro F1 on the test split, mean and standard deviation over seeds")
+    axes.set_ylabel("macro F1, test split (mean ± std over seeds)")
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def main():
