@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, tables and fairness; nothing is measured here."""
 
+import io
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.benchmarks import cache_build, cache_memory, distillation
+from tests.benchmarks import cache_build, cache_memory, distillation_report, distillation_running
 from tests.benchmarks.rivals import contestant, facts, pool
 from training.engine.metrics import Scores
 
@@ -306,19 +307,45 @@ def test_the_paired_comparison_of_methods():
     labels = np.tile(np.arange(3), 40)
     wrong = np.where(np.arange(120) % 4 == 0, (labels + 1) % 3, labels)
     plain, better = np.stack([wrong, wrong]), np.stack([labels, labels])
-    assert distillation.paired(labels, plain, plain) == (0, 0, 0, 1)
-    gain, low, high, p = distillation.paired(labels, plain, better)
+    assert distillation_report.paired(labels, plain, plain) == (0, 0, 0, 1)
+    gain, low, high, p = distillation_report.paired(labels, plain, better)
     assert gain == pytest.approx(1 - Scores(confusion_of(labels, wrong)).macro_f1)
     assert 0 < low < gain < high
-    assert p == 1 / distillation.RESAMPLES
-    back = distillation.paired(labels, better, plain)
+    assert p == 1 / distillation_report.RESAMPLES
+    back = distillation_report.paired(labels, better, plain)
     assert back[0] == pytest.approx(-gain)
     assert back[3] == p
 
 
+def test_methods_of_distillation_are_told_and_drawn():
+    """Paired with the seeds that plain training has, too; nothing is said of a method without plain training."""
+    labels = "ab" * 40
+    facts = {"data": "taco", "student": "mobilenetv3_small_050", "macs": 5, "parameters": 6, "input_size": 64}
+    facts |= {"steps": 7, "samples": 80}
+
+    def run(row, seed, predicted):
+        return facts | {"row": row, "seed": seed, "predicted": predicted, "macro_f1": float(predicted == labels)}
+
+    plain = [run("none", seed, "ba" * 40) for seed in (0, 1)]
+    better = [run("kd", seed, labels) for seed in (0, 1, 2)]
+    both = {"tests": {"taco": {"labels": labels}}, "runs": plain + better}
+    rows = [line for line in distillation_report.render(both).splitlines() if line.startswith(("| none", "| kd |"))]
+    assert rows == [
+        "| none |  |  | 0.000 ± 0.000 (2) |  |",
+        "| kd |  |  | 1.000 ± 0.000 (3) | **+1.000** (+1.000 to +1.000), p < 0.001 |",
+    ]
+    assert distillation_report.sentences(both) == {
+        "kd": "macro F1 of mobilenetv3_small_050 on taco 1.000, +1.000 to plain training (3 seeds, p < 0.001)"
+    }
+    assert Image.open(io.BytesIO(distillation_report.draw(both))).format == "PNG"
+    alone = both | {"runs": better}
+    assert distillation_report.sentences(alone) == {}
+    assert distillation_report.draw(alone) is None
+
+
 def test_results_of_distillation_are_gathered_over_clones(tmp_path, monkeypatch):
     """What the results file has need not be below --out; newer runs replace older; another test set is refused."""
-    monkeypatch.setattr(distillation, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(distillation_running, "RESULTS", tmp_path / "results.json")
 
     def gather(clone, seed, score, labels="aab"):
         run = {"data": "taco", "student": "small", "row": "kd", "seed": seed, "macro_f1": score}
@@ -327,9 +354,9 @@ def test_results_of_distillation_are_gathered_over_clones(tmp_path, monkeypatch)
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(run | found))
         options = Namespace(out=tmp_path / clone)
-        distillation.collect(options)
-        written = json.loads(distillation.RESULTS.read_text())["runs"]
-        assert list(distillation.gathered(options)[1].values()) == written
+        distillation_running.collect(options)
+        written = json.loads(distillation_running.RESULTS.read_text())["runs"]
+        assert list(distillation_running.gathered(options)[1].values()) == written
         return [(run["seed"], run["macro_f1"]) for run in written]
 
     assert gather("first", 1, 0.5) == [(1, 0.5)]

@@ -27,12 +27,11 @@ from matplotlib.figure import Figure
 
 from compress.press.contract import open_subject
 from pipelines.console.files import write_bytes, write_json
-from tests.benchmarks.distillation import (
+from tests.benchmarks.distillation_report import chance, numbers, paired
+from tests.benchmarks.distillation_running import (
     VIEWS,
     gather,
     in_parallel,
-    numbers,
-    paired,
     provenance,
     steps_of,
     teach,
@@ -208,7 +207,7 @@ def _gain(labels, first, second):
         return ""
     one, other = (np.stack([numbers(runs[seed]["predicted"]) for seed in seeds]) for runs in (first, second))
     gain, low, high, p = paired(labels, one, other)
-    return f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), p {p:.3f}"
+    return f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), {chance(p)}"
 
 
 def draw(results):
