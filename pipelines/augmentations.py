@@ -233,22 +233,31 @@ LUMA = (0.299, 0.587, 0.114)
 and from each pixel's own."""
 
 
-def sharpness_kernel(value: float) -> NDArray[np.float32]:
+def sharpness_kernel(value: float | NDArray[np.floating]) -> NDArray[np.float32]:
     """The 3 x 3 filter of Sharpness: the image plus `value` times its difference to Pillow's SMOOTH filter.
 
+    Args:
+        value: One, or [...] of them.
+
     Returns:
-        float32 [3, 3], sums to 1.
+        float32 [..., 3, 3]; each sums to 1.
     """
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float64) / 13
     identity = np.zeros((3, 3))
     identity[1, 1] = 1
-    return ((1 + value) * identity - value * smooth).astype(np.float32)
+    strength = np.asarray(value, np.float64)[..., None, None]
+    return ((1 + strength) * identity - strength * smooth).astype(np.float32)
 
 
-def color_matrix(value: float) -> NDArray[np.float32]:
+def color_matrix(value: float | NDArray[np.floating]) -> NDArray[np.float32]:
     """The matrix of Color: a pixel's luma plus (1 + `value`) times the pixel's difference to it.
 
+    Args:
+        value: One, or [...] of them.
+
     Returns:
-        float32 [3, 3], (red, green, blue) to (red, green, blue); rows sum to 1, so greys stay.
+        float32 [..., 3, 3], (red, green, blue) to (red, green, blue); rows sum to 1, so greys stay.
     """
-    return ((1 + value) * np.eye(3) - value * np.tile(np.array(LUMA, np.float64), (3, 1))).astype(np.float32)
+    strength = np.asarray(value, np.float64)[..., None, None]
+    luma = np.tile(np.array(LUMA, np.float64), (3, 1))
+    return ((1 + strength) * np.eye(3) - strength * luma).astype(np.float32)

@@ -18,7 +18,7 @@ from pipelines.mix import NO_MIX, Mix, MixOptions, draw_mix, mixed
 from pipelines.plan import PLAIN_VIEW, Stage, View, draw
 from pipelines.sources import Source
 from pipelines.stats import LoaderStats
-from pipelines.tensors import TensorFormat
+from pipelines.tensors import TensorFormat, on_device
 
 OrderName = Literal["sequential", "shuffled", "balanced"]
 STEPS_PER_DRAW = 64
@@ -280,7 +280,7 @@ class Loader:
             # What counts comes first; in training two images stay, for batch normalisation has no statistics of one.
             least = min(2 if self.options.train else 1, len(places))
             places = np.concatenate([whole, np.setdiff1d(places, whole)[: max(least - len(whole), 0)]])
-            pixels, rows = pixels[torch.from_numpy(places).to(pixels.device)], rows[places]
+            pixels, rows = pixels[on_device(places, pixels.device)], rows[places]
         images = self.format(pixels.permute(0, 3, 1, 2))
         mix = None
         if self.options.mix.active:
@@ -289,7 +289,7 @@ class Loader:
             alone = np.arange(len(whole), len(places))  # nobody's partner
             mix = mix._replace(partners=np.concatenate([mix.partners, alone]))
             images = mixed(images, mix)
-        labels = torch.from_numpy(self.source.labels[rows]).to(pixels.device)
+        labels = on_device(self.source.labels[rows], pixels.device)
         return Batch(images, labels, rows, real, mix)
 
     def _report(self, rows: NDArray[np.int64], errors: Mapping[int, str], listed: set[int]) -> None:

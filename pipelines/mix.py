@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines import philox
 from pipelines.plan import Stage
+from pipelines.tensors import on_device
 
 STEPS = 4096
 """Shares are multiples of 1 / STEPS, so that no library's last bit decides a pixel."""
@@ -138,7 +139,7 @@ def mixed(images: torch.Tensor, mix: Mix) -> torch.Tensor:
     """
     if mix.share == 1.0:
         return images
-    partners = images[torch.from_numpy(mix.partners).to(images.device)]
+    partners = images[on_device(mix.partners, images.device)]
     if mix.box is None:
         return torch.lerp(partners, images, mix.share)
     left, top, right, bottom = mix.box

@@ -65,6 +65,8 @@ class ResidentSource:
                 self._images[count + start : count + start + len(pixels)] = pixels.flip(2)
             self._damaged.update({start + place: reason for place, reason in rendered.errors.items()})
             advance(len(pixels))
+        if engine.device.type == "cuda":
+            torch.cuda.current_stream(engine.device).synchronize()  # engines read them on streams of their own
 
     @property
     def bytes(self) -> int:

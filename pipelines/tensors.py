@@ -4,10 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 DType = Literal["uint8", "float32", "float16", "bfloat16"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def on_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on a device.
+
+    Does not wait for what a GPU has yet to do: a plain `.to` would, in every step. CUDA has copied ordinary memory
+    aside when the call returns, so the array may change afterwards.
+    """
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 @dataclass

@@ -64,6 +64,9 @@ class DaliEngine:
         self.spec, self.gpu = spec, gpu
         self.threads = threads or usable_cores()
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        # Rows that DALI reads in place are gathered on a stream of their own: nothing would tell DALI to wait for the
+        # consumer's, and waiting for that here would wait for the whole training step that is queued there.
+        self._gathering = torch.cuda.Stream(self.device) if gpu else None  # type: ignore[no-untyped-call]
         self._dali = Dali()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
         self._free: list[_Graph] = []
@@ -165,7 +168,7 @@ class DaliEngine:
         there = isinstance(job.images, DeviceRows)
         images, errors = (self._on_device(job.images), {}) if there else self._checked(job)
         encoded = len(images) > 0 and images[0].ndim == 1
-        resize = encoded or _cropped(plan) or any(image.shape[:2] != (size, size) for image in images)
+        resize = encoded or _cropped(plan) or bool(set(_sizes(images)) - {(size, size)})
         views = plan.rounds if _cropped(plan) else 1
         inputs: dict[str, Any] = {"image": images}
         crop = resize and (_cropped(plan) or self.spec.fit == "crop")
@@ -179,10 +182,14 @@ class DaliEngine:
         return _Fed(job, images, errors, shape, inputs, perf_counter() - began)
 
     def _on_device(self, rows: Sequence[Image]) -> Images:
-        """Rows in one array, as DALI takes it without a copy."""
+        """Rows in one array, as DALI takes it without a copy, and written already."""
         assert isinstance(rows, DeviceRows)
-        pixels = rows.gather()
-        return pixels if self.gpu else pixels.numpy()
+        with torch.cuda.stream(self._gathering):  # does nothing for None
+            pixels = rows.gather()
+        if self._gathering is None:
+            return pixels.numpy()
+        self._gathering.synchronize()
+        return pixels
 
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
@@ -363,22 +370,24 @@ def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDA
     matrix = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (count, 1, 1))
     kernel = np.tile(sharpness_kernel(0.0), (count, 1, 1))
     anchor, shape = np.zeros((count, 2), np.float32), np.zeros((count, 2), np.float32)
-    for index in np.flatnonzero(codes):
-        name, strength = OPS[codes[index]].name, float(values[index])
+    for code in np.unique(codes).tolist():
+        name, places = OPS[code].name, np.flatnonzero(codes == code)
+        strengths = values[places].tolist()
         if name in ("Brightness", "Contrast"):
-            value[index] = 1.0 + strength
+            value[places] = 1.0 + values[places]
         elif name == "Posterize":
-            value[index] = posterize_mask(strength)
+            value[places] = [posterize_mask(strength) for strength in strengths]
         elif name == "Sharpness":
-            kernel[index] = sharpness_kernel(strength)
+            kernel[places] = sharpness_kernel(values[places])
         elif name == "Color":
-            kernel[index] = color_matrix(strength)
+            kernel[places] = color_matrix(values[places])
         elif name == "Cutout":
-            x, y = plan.centre[number, index, slot].tolist()
-            left, top, width, height = cutout_box(strength, (x, y), size)
-            anchor[index], shape[index] = (top, left), (height, width)
+            centres = plan.centre[number, places, slot].tolist()
+            boxes = [cutout_box(each, (x, y), size) for each, (x, y) in zip(strengths, centres, strict=True)]
+            left, top, width, height = np.array(boxes).T
+            anchor[places], shape[places] = np.stack([top, left], 1), np.stack([height, width], 1)
         elif name in GEOMETRIC:
-            matrix[index] = affine(name, strength, size)
+            matrix[places] = [affine(name, strength, size) for strength in strengths]
     prefix = f"op{number}_{slot}_"
     return {
         prefix + "code": BRANCH_OF_CODE[codes],

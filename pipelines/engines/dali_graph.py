@@ -151,7 +151,7 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
         name="image", no_copy=True, device=where, ndim=1 if shape.encoded else 3, dtype=types.UINT8
     )
     if shape.encoded:
-        image = fn.decoders.image(image, device="mixed" if gpu else "cpu", output_type=types.RGB)
+        image = fn.decoders.image(image, output_type=types.RGB, **(_MIXED if gpu else {"device": "cpu"}))
     else:
         image = fn.reshape(image, layout="HWC")
         image = image.gpu() if gpu and not shape.there else image
@@ -193,12 +193,15 @@ def _fitted(dali: Dali, image: Node, view: int, size: int, *, crop: bool) -> Nod
     return fn.slice(
         part,
         _integers(dali, _input(dali, f"view{view}_offset", 1)),
-        np.array([size, size], np.int32),
+        dali.types.Constant(np.array([size, size], np.int32), device="cpu"),  # 2.4 would fetch it back from the GPU
         out_of_bounds_policy="pad",
         fill_values=float(FILL),
         **_IN_PIXELS,
     )
 
+
+_MIXED = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0}
+"""Chroma is interpolated as libjpeg does it; no batch is split between decoders, so pixels depend on the file alone."""
 
 _IN_PIXELS = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
 

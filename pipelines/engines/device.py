@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.engines.base import Image
+from pipelines.tensors import on_device
 
 
 class DeviceRows(Sequence[Image]):
     """Rows of an array of raw images that lies on the engine's device, so that nothing has to travel there.
 
     Args:
-        images: uint8 [n, height, width, 3], contiguous.
+        images: uint8 [n, height, width, 3], contiguous; nothing that was queued on the device has yet to write them.
         rows: int64 [k]; which of them.
     """
 
@@ -29,7 +30,7 @@ class DeviceRows(Sequence[Image]):
 
     def gather(self) -> torch.Tensor:
         """The rows: uint8 [k, height, width, 3], in memory of their own on the device."""
-        return self.images.index_select(0, torch.from_numpy(self.rows).to(self.images.device, non_blocking=True))
+        return self.images.index_select(0, on_device(self.rows, self.images.device))
 
 
 def mirrored(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
@@ -41,5 +42,5 @@ def mirrored(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
     """
     if not flip.any():
         return pixels
-    which = torch.from_numpy(flip).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
+    which = on_device(flip, pixels.device).view(-1, 1, 1, 1)
     return torch.where(which, pixels.flip(2), pixels)

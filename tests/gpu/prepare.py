@@ -64,7 +64,7 @@ def images(setting: Setting) -> tuple[Path, Path, str]:
         return given / "trashnet", given / "trashnet", "TrashNet, real photos"
     photos, began = setting.work / "photos", time.time()
     width, height = setting.pick((640, 480), (320, 240))
-    sample(SampleConfig(out=photos, photos=setting.pick(1500, 40), width=width, height=height, overwrite=True))
+    sample(SampleConfig(out=photos, photos=setting.pick(900, 40), width=width, height=height, overwrite=True))
     seconds = time.time() - began
     return photos, cropped(photos, crops), f"the rendered sample (drawings, no photos), made in {seconds:.1f} s"
 

@@ -104,5 +104,8 @@ def evaluate(setting: Setting, record: Record) -> None:
     one, two = reports
     same = predictions[0].ids.tolist() == predictions[1].ids.tolist()
     record.row("two processes evaluate all samples in the same order", int(same), "", goal=1, note="1 is yes")
-    apart = abs(one["macro_f1"] - two["macro_f1"])
-    record.row("difference of macro F1", apart, "", goal=0, at_most=True, note=f"{one['samples']} samples")
+    apart = int((predictions[0].predicted != predictions[1].predicted).sum())
+    # Other sizes of batches take other kernels on a GPU: what is nearly a tie may fall to the other side.
+    allowed = one["samples"] // 200 if setting.gpu else 0
+    note = f"of {one['samples']}; macro F1 {one['macro_f1']:.4f} and {two['macro_f1']:.4f}"
+    record.row("samples to which two processes give another class", apart, "", goal=allowed, at_most=True, note=note)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in less than 10 minutes: pixels, speed, training, cache build, memory, unit tests.
 #
-#   bash tests/gpu/run.sh OUTPUT_DIR [--minutes 9] [--only pixels throughput ...]
+#   bash tests/gpu/run.sh OUTPUT_DIR [--minutes 9] [--only pixels throughput ...] [--without_dali]
 #   REHEARSE=1 bash tests/gpu/run.sh OUTPUT_DIR     the same on a CPU, tiny, to see whether everything runs
 #
 # OUTPUT_DIR gets results.json, results.md and log.txt. TACOPRESS_DATA names a folder that holds taco/ or trashnet/;

@@ -20,14 +20,14 @@ from typing import IO, Any, NoReturn
 
 from pipelines.console.files import write_json, write_text
 from pipelines.console.output import say
-from tests.gpu.common import ROOT, tail
+from tests.gpu.common import ROOT, has_dali, tail
 from tests.gpu.machine import facts
 from tests.gpu.report import render
 
 SECTIONS: dict[str, tuple[str, float]] = {
-    "prepare": ("Images and caches", 8),
+    "prepare": ("Images and caches", 10),
     "pixels": ("Same pixels, same order", 4),
-    "unit": ("Unit tests", 4),
+    "unit": ("Unit tests", 6),
     "throughput": ("Loader throughput", 14),
     "training": ("Training against constant tensors", 16),
     "build": ("Cache build", 5),
@@ -130,13 +130,14 @@ def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Measure and report; exit status 1 if a section failed, 2 without a GPU."""
+    """Measure and report; exit status 1 if a section failed, 2 without a GPU or DALI."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="besides prepare")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: does everything run?")
     parser.add_argument("--work", type=Path, help="folder for images and caches, kept; else a temporary one")
+    parser.add_argument("--without_dali", action="store_true", help="measure what there is without DALI")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminated)
     if not options.rehearse:
@@ -144,6 +145,9 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             say("torch sees no CUDA device; REHEARSE=1 bash tests/gpu/run.sh OUTPUT_DIR runs everything, tiny, without")
+            sys.exit(2)
+        if not options.without_dali and not has_dali():
+            say("DALI is missing: `pip install -e '.[cuda130]'`; or --without_dali for half of the figures")
             sys.exit(2)
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tacopress-gpu-", ignore_cleanup_errors=True) as folder:

@@ -70,6 +70,18 @@ def test_resident_is_streamed_is_the_cpu_engine(engine, policy, min_area):
     cpu.close()
 
 
+def test_a_device_that_is_behind_changes_no_pixel(engine):
+    """Rows of resident images are there before DALI reads them, however much is queued in front of them."""
+    options = LoaderOptions(batch_size=16, train=True, seed=2, view=View(flip=True, min_area=0.3), policy=ALL)
+    source = Memory()
+    resident = ResidentSource(source, engine)
+    quiet = [batch.images.cpu() for batch in Loader(resident, engine, options)]
+    batches = iter(Loader(resident, engine, options))
+    for expected in quiet:
+        torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
+        assert torch.equal(next(batches).images.cpu(), expected)
+
+
 def test_formats_stay_on_the_device(engine):
     options = LoaderOptions(batch_size=16, train=False)
     for dtype in ("float32", "float16", "bfloat16"):

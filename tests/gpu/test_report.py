@@ -82,7 +82,8 @@ def test_figures_have_as_many_digits_as_they_deserve():
 
 def test_time_is_shared_by_weight_and_what_is_left_goes_on():
     names = list(suite.SECTIONS)
-    assert sum(suite.SECTIONS[name][1] for name in names) * suite.weigh(names, 1.0) == suite.SECTIONS[names[0]][1]
+    everything = sum(suite.SECTIONS[name][1] for name in names)
+    assert everything * suite.weigh(names, 1.0) == pytest.approx(suite.SECTIONS[names[0]][1])
     assert suite.weigh(names[-1:], 77.0) == 77.0
     left, spent = 540.0, []
     for index in range(len(names)):  # everybody takes all that it may

@@ -120,6 +120,18 @@ class TestBothEngines:
         assert np.abs(a - b).mean() < 0.2
         assert np.abs(a - b).max() <= 4
 
+    @pytest.mark.parametrize("fit", ["stretch", "crop"])
+    def test_a_resize_differs_along_the_edge_only(self, fit):
+        """DALI repeats the last pixel, torch and Pillow weigh only those that are there."""
+        spec = RenderSpec(SIZE, fit)
+        engines = [CpuEngine(spec), make_engine("dali", spec, device="cpu")]
+        noise = np.random.default_rng(0).integers(0, 256, (6, 150, 210, 3), dtype=np.uint8)
+        a, b = (render(engine, list(noise), nothing(6)).astype(int)[0] for engine in engines)
+        assert np.abs(a - b)[:, 2:-2, 2:-2].max() <= TOLERANCE
+        assert TOLERANCE < np.abs(a - b).max() <= 60
+        for engine in engines:
+            engine.close()
+
     @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
     def test_decode_and_fit_of_jpeg(self, fit):
         """Scaled decoding is another, equally valid, antialiasing filter: within two levels on average."""

@@ -20,7 +20,7 @@ from pipelines.errors import UsageError
 from pipelines.loader import Loader, LoaderOptions
 from pipelines.plan import Stage, draw
 from pipelines.sources import Source
-from pipelines.tensors import scale_and_offset
+from pipelines.tensors import on_device, scale_and_offset
 from training.distillation.options import TeacherConfig
 from training.distillation.outputs import Identity, plan_digests, read_outputs, write_outputs
 from training.distillation.teachers import Teacher
@@ -131,8 +131,8 @@ class KeptAnswers:
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         """Answers to the images of a step: name → float32 [k, …]."""
-        rows = torch.from_numpy(forward.rows)
-        return {name: values[rows.to(values.device)] for name, values in self._rounds[self._round].items()}
+        answers = self._rounds[self._round]
+        return {name: values[on_device(forward.rows, values.device)] for name, values in answers.items()}
 
     def _bytes(self) -> int:
         """What is in memory, and one round more."""
@@ -160,12 +160,15 @@ class KeptAnswers:
             return found
         if isinstance(found, str) and found and accelerator.is_main_process:
             say(f"{path}: {found}; asking the teacher again")
-        answers = self._ask_all(between)
+        answers, heard = self._ask_all(between)
+        whole = [np.isfinite(values.reshape(len(heard), -1)).all(1) for values in answers.values()]
+        finite = np.logical_and.reduce(whole)
+        if heard.any() and not finite.any():
+            raise UsageError(f"the teacher {self.teacher.name} gives no answer that is a finite number; take another")
         if accelerator.is_main_process:
-            first = next(iter(answers.values())).reshape(len(identity.ids), -1)
-            lacking = int(np.count_nonzero(~np.isfinite(first).all(1)))
-            if lacking:
-                say(f"{lacking} samples cannot be read: there the student hears no teacher")
+            for which, what in ((~heard, "cannot be read"), (heard & ~finite, "get no finite numbers for an answer")):
+                if which.any():
+                    say(f"{which.sum()} samples {what}: there the student hears no teacher")
             try:
                 write_outputs(path, key, identity, answers)
             except OSError as error:
@@ -182,8 +185,8 @@ class KeptAnswers:
         parts = [self.teacher.fingerprint, self.teacher.spec, self._source.fingerprint, engine.name, engine.device.type]
         return sha256(repr([*parts, options.view, options.policy, seed, self._round]).encode()).hexdigest()
 
-    def _ask_all(self, between: Callable[[], None]) -> dict[str, NDArray[np.float32]]:
-        """Ask for every sample, over all processes together; those that cannot be decoded get NaN."""
+    def _ask_all(self, between: Callable[[], None]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+        """Ask for every sample, over all processes together: answers, NaN without an image, and where there was one."""
         setting, accelerator = self._setting, self._setting.machine.accelerator
         options, process = setting.loader.options, setting.machine.process
         source = self._source
@@ -207,10 +210,12 @@ class KeptAnswers:
             name: np.full((len(source.labels), *shape), np.nan, np.float32)
             for name, shape in self.teacher.columns.items()
         }
+        heard = np.zeros(len(source.labels), np.bool_)
         for rows, kept in gather_object(parts):
+            heard[rows] = True
             for name, values in kept.items():
                 everything[name][rows] = values
-        return everything
+        return everything, heard
 
 
 def _as_stored(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -243,7 +243,7 @@ def evaluate(
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=accelerator.device)
     loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for batch, logits in predictions(accelerator, model, loader, wanted, between):
-        labels = batch.labels.to(accelerator.device)[: batch.real]
+        labels = batch.labels.to(accelerator.device, non_blocking=True)[: batch.real]
         real = logits[: batch.real]
         counts += torch.bincount(labels * num_classes + real.argmax(1), minlength=num_classes * num_classes)
         loss += nn.functional.cross_entropy(real, labels, reduction="sum").double()

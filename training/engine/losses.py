@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import UsageError
 from pipelines.mix import Mix
+from pipelines.tensors import on_device
 
 LossName = Literal["cross_entropy", "focal", "soft_f1", "f1_focal", "logit_adjusted"]
 
@@ -173,9 +174,7 @@ def soft_targets(labels: Tensor, mix: Mix | None, like: Tensor) -> Tensor:
     own = torch.zeros_like(like, requires_grad=False).scatter_(1, labels[:, None], 1.0)
     if mix is None or not len(labels):
         return own
-    partners = torch.from_numpy(mix.partners[: len(labels)]).to(
-        labels.device
-    )  # behind them are images that count nothing
+    partners = on_device(mix.partners[: len(labels)], labels.device)  # behind them are images that count nothing
     return torch.lerp(own[partners], own, mix.share)
 
 
