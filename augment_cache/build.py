@@ -15,7 +15,7 @@ from augment_cache.building.run import Workers, build_shards
 from augment_cache.building.shard_plan import ShardTask, assign, shard_count
 from augment_cache.building.state import read_identity, read_splits
 from augment_cache.building.worker import Advance, Recipe, ShardResult
-from augment_cache.format.manifest import Manifest
+from augment_cache.format.manifest import MANIFEST_NAME, Manifest
 from augment_cache.format.policy import PolicyFile, policy_as_dict, read_policy
 from augment_cache.format.shards import Encoding
 from pipelines.console.cores import usable_cores
@@ -139,6 +139,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
         `seconds`; `sources_per_second`. While it is not complete, `splits` is empty.
     """
     start = time.monotonic()
+    if config.data.resolve() in (config.out.resolve(), *config.out.resolve().parents):
+        raise UsageError(f"--out {config.out} lies in --data {config.data}, whose folders are classes; choose another")
     refuse_strangers(config.out)
     plan = make_plan(config)
     total = sum(len(task.files) for task in plan.tasks[config.part :: config.of])
@@ -165,14 +167,20 @@ class Outcome:
 
 def carry_out(config: BuildConfig, plan: Plan, advance: Advance) -> Outcome:
     """Build what a plan says, in a folder that the caller holds (`building`)."""
-    in_parts = config.of > 1
     tasks = plan.tasks[config.part :: config.of]
     with turn(config.out):
-        given = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=in_parts)
+        given = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=config.of > 1)
     results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, given)
     with turn(config.out):
-        missing = missing_shards(config.out, plan.recipe, plan.tasks) if in_parts else []
-        manifest = None if missing else finish(config.out, plan.recipe, plan.tasks, results)
+        # A cache that was whole, and of which this part has changed nothing, stays as it is.
+        untouched = bool(given.known) and all(result.reused for result in results)
+        others = [task for number, task in enumerate(plan.tasks) if number % config.of != config.part]
+        threads = config.threads or usable_cores()
+        missing = missing_shards(config.out, plan.recipe, others, 0 if untouched else threads)
+        if missing and not untouched:
+            (config.out / MANIFEST_NAME).unlink(missing_ok=True)
+        empty = config.allow_empty_classes
+        manifest = None if missing else finish(config.out, plan.recipe, plan.tasks, results, allow_empty_classes=empty)
     return Outcome(manifest, results, missing)
 
 

@@ -24,11 +24,12 @@ from augment_cache.annotations.listing import Crop, count_crops, count_reasons, 
 from augment_cache.annotations.screen import REASONS, Candidate, Rejection, Rules, screen
 from augment_cache.annotations.window import Shape
 from pipelines.console.cores import usable_cores
-from pipelines.console.files import whole_folder, write_csv, write_json
+from pipelines.console.files import refuse_others, whole_folder, write_csv, write_json
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
 from pipelines.errors import UsageError
+from pipelines.sources import SPLITS
 from pipelines.splits import stratified_split
 
 TABLE_FILE = "crops.json"
@@ -160,6 +161,8 @@ def _check_out(config: CropConfig) -> None:
         raise UsageError(
             f"--out {config.out} is no crops folder (no {TABLE_FILE}), so it is kept; choose another --out"
         )
+    if config.overwrite and out.is_dir():
+        refuse_others(out, {TABLE_FILE, REJECTED_FILE, *SPLITS})
 
 
 def _check_classes(

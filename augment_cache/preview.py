@@ -14,6 +14,7 @@ from pipelines.augmentations import CODES, IDENTITY, OPS, Op, value_text
 from pipelines.console.files import write_bytes
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes
+from pipelines.console.ranges import check_ranges
 from pipelines.decode import decode, read_header
 from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.choose import EngineName, make_engine
@@ -33,7 +34,8 @@ class PreviewConfig:
     """Options of the preview job.
 
     Args:
-        cache: Show samples of this cache, one per row: the original, then each copy with its op and magnitude.
+        cache: Show samples of this cache: the original, then each copy with its op and magnitude; several samples stand
+            side by side where they have few copies.
         image: Show this image under every op instead, from a quarter of the range to all of it, in both directions.
         out: The PNG to write.
         split: Which split of the cache.
@@ -59,6 +61,7 @@ class PreviewConfig:
             raise UsageError("give either --cache or --image")
         if self.rows < 1 or self.tile < 16:
             raise UsageError(f"--rows must be at least 1 and --tile at least 16, got {self.rows} and {self.tile}")
+        check_ranges({"--seed": (self.seed, 0, 2**64 - 1)})
         if not 4 <= self.size <= 4096:
             raise UsageError(f"--size must be 4 to 4096, got {self.size}")
 
@@ -67,7 +70,7 @@ def preview(config: PreviewConfig) -> dict[str, Any]:
     """Draw the sheet.
 
     Returns:
-        The report. Keys: `out`, `rows` and `tiles` (numbers of), `bytes`.
+        The report. Keys: `out`, `rows` (lines of the sheet), `tiles` (pictures), `bytes`.
     """
     if config.cache is not None:
         rows = _side_by_side(cache_rows(config.cache, config.split, config.rows, config.seed))

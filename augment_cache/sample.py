@@ -18,7 +18,7 @@ from typing import Any
 from augment_cache.drawing.catalogue import KINDS
 from augment_cache.drawing.photo import Seen, render_photo
 from pipelines.console.cores import usable_cores
-from pipelines.console.files import whole_folder, write_json
+from pipelines.console.files import refuse_others, whole_folder, write_json
 from pipelines.console.job import run_job
 from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
@@ -112,6 +112,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         description = ""
     if not str(description).startswith(DESCRIPTION):
         raise UsageError(f"--out {out} holds no rendered sample, so it is kept; choose another --out")
+    refuse_others(out, {"annotations.json", Path(file_name(0)).parent.name})
 
 
 def file_name(index: int) -> str:

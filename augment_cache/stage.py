@@ -1,5 +1,6 @@
 """Copy a cache to this machine's own disk, check every byte of the copy; do nothing where it is there already."""
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -78,13 +79,24 @@ def _copy(config: StageConfig, target: Path, size: int) -> None:
             f"delete copies of older caches ({target.parent / PREFIX}*), or do without"
         )
     with whole_folder(target, overwrite=False) as aside:
-        shutil.copytree(config.cache, aside, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        _copy_files(config.cache, aside)
         damage = check_cache(aside, lambda _: None).damage
         if damage:
             raise ProblemFoundError(
                 f"{config.cache} or its copy is damaged ({damage[0].file}: {damage[0].what}); "
                 f"run python -m augment_cache.verify --cache {config.cache}"
             )
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Contents without permissions: what is read-only there must be replaced here one day."""
+    for folder, names, files in os.walk(source, followlinks=True):
+        names[:] = [name for name in names if not name.startswith(".")]
+        into = target / Path(folder).relative_to(source)
+        into.mkdir(exist_ok=True)
+        for name in files:
+            if not name.startswith("."):
+                shutil.copyfile(Path(folder) / name, into / name)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pipelines.console.output import human_bytes, human_seconds, render_table
 from pipelines.console.progress import ProgressMeter
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.choose import DeviceName, EngineName, make_engine
-from pipelines.errors import UsageError
+from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.fit import Fit
 from pipelines.loader import Batch, Loader, LoaderOptions, OrderName
 from pipelines.opening import OpenOptions, open_anything, wanted_splits
@@ -177,7 +177,10 @@ def _policy(ops: int) -> Policy | None:
 
 
 def _first_epoch(loader: Loader, start: float, step_ms: float) -> dict[str, Any]:
-    images = sum(_consumed(batch, step_ms) for batch in loader)
+    images = sum(_consumed(batch, step_ms) for batch in loader if batch.real)
+    if not images:
+        skipped = f"; {loader.skipped[0].where}: {loader.skipped[0].reason}" if loader.skipped else ""
+        raise ProblemFoundError(f"no image could be read{skipped}")
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "images": images, "images_per_second": images / seconds}
 

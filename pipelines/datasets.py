@@ -11,7 +11,7 @@ from pipelines.sources import SPLITS, FolderSource, open_folder
 from pipelines.splits import stratified_split
 
 SPLIT_LIKE = {"train", "training", "val", "valid", "validation", "test", "testing"}
-"""Folder names that are no classes."""
+"""Folder names that are no classes, however they are capitalised."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def open_splits(
 
 def has_splits(root: Path) -> bool:
     """Whether a folder holds split folders instead of class folders."""
-    return bool(_folders(root) & SPLIT_LIKE)
+    return any(name.casefold() in SPLIT_LIKE for name in _folders(root))
 
 
 def _folders(root: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """Where samples come from. A source is anything with classes, labels, sample ids and `fetch`."""
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
@@ -203,9 +204,13 @@ def read_file(path: Path | str) -> NDArray[np.uint8]:
         CorruptSampleError: It is gone or may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file object costs more than reading a small file
+        # A file object costs more than reading a small file. Opening a pipe would wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            size = os.fstat(descriptor).st_size
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CorruptSampleError(f"{path}: is no regular file; remove it")
+            size = found.st_size
             data = os.read(descriptor, size + 1)
             while len(data) != size and (more := os.read(descriptor, READ_BYTES)):
                 data += more  # grown meanwhile, or larger than one call gives

@@ -1,6 +1,7 @@
 """The folder of a cache before and after its shards are built."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from augment_cache.building.facts import ShardFacts, read_facts
-from augment_cache.building.shard_plan import ShardTask, listing_checksum
+from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint, listing_checksum
 from augment_cache.building.state import (
     SPLITS_NAME,
     identity_of,
@@ -17,7 +18,7 @@ from augment_cache.building.state import (
     read_splits,
     write_splits,
 )
-from augment_cache.building.worker import Claim, Recipe, ShardResult, read_state
+from augment_cache.building.worker import Claim, Recipe, ShardResult, read_source, read_state
 from augment_cache.format.manifest import (
     BUILD_NAME,
     MANIFEST_NAME,
@@ -54,13 +55,18 @@ def refuse_strangers(out: Path) -> None:
 def _is_ours(entry: Path) -> bool:
     try:
         if entry.is_dir():
-            return entry.name in SPLITS and all(SHARD_NAME.search(file.name) for file in entry.iterdir())
+            return entry.name in SPLITS and all(map(_is_shard, entry.iterdir()))
         if entry.name in OUR_FILES:
             return not is_foreign_state(entry)
     except FileNotFoundError:  # another part is tidying
         return True
     partial = tuple(f".{name}.partial-" for name in OUR_FILES)
     return entry.name == ".turn" or entry.name.startswith((".lock", *partial))
+
+
+def _is_shard(file: Path) -> bool:
+    """Whether a file of a split's folder is a shard, one in the making, or a hidden one that a file manager left."""
+    return file.name.startswith(".") or SHARD_NAME.search(file.name) is not None
 
 
 def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force: bool, part: bool) -> Claim:
@@ -161,17 +167,37 @@ def _remove_shards(out: Path, keep: set[str]) -> None:
             folder.rmdir()
 
 
-def missing_shards(out: Path, recipe: Recipe, tasks: Sequence[ShardTask]) -> list[str]:
-    """Shards that nobody has built yet, or built from another list of files."""
-    missing = []
-    for task in tasks:
-        found = read_metadata(out / task.file) or {}
-        if found.get("listing") != listing_checksum(recipe.values, recipe.classes, task):
-            missing.append(task.file)
-    return missing
+def missing_shards(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], threads: int) -> list[str]:
+    """Shards of other parts that nobody has built yet, or built from other files than there are now.
+
+    Args:
+        out: The folder.
+        recipe: What is built.
+        tasks: The other parts' shards.
+        threads: That look at what the files hold, once all shards are there; 0 does not look.
+    """
+    listings = {task.file: listing_checksum(recipe.values, recipe.classes, task) for task in tasks}
+    found = {task.file: read_metadata(out / task.file) or {} for task in tasks}
+    missing = [name for name, listing in listings.items() if found[name].get("listing") != listing]
+    if missing or not threads:
+        return missing
+
+    def is_made_from(task: ShardTask) -> bool:
+        digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
+        return bool(found[task.file].get("fingerprint") == fingerprint(listings[task.file], digests))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [task.file for task, same in zip(tasks, pool.map(is_made_from, tasks), strict=True) if not same]
 
 
-def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Sequence[ShardResult]) -> Manifest:
+def finish(
+    out: Path,
+    recipe: Recipe,
+    tasks: Sequence[ShardTask],
+    results: Sequence[ShardResult],
+    *,
+    allow_empty_classes: bool = False,
+) -> Manifest:
     """Remove what earlier builds left, write `rejected.csv` and, last, the manifest.
 
     Args:
@@ -179,9 +205,10 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
         recipe: What was built.
         tasks: All shards.
         results: Those that this process has built or reused.
+        allow_empty_classes: Accept classes of which no image for training could be read.
 
     Raises:
-        UsageError: A shard vanished meanwhile, or no image of a split could be read.
+        UsageError: A shard vanished meanwhile, or no image of a split, or of a class for training, could be read.
     """
     _remove_shards(out, keep={task.file for task in tasks})
     facts: dict[str, list[ShardFacts]] = {}
@@ -193,6 +220,13 @@ def finish(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], results: Seque
         if sum(shard.samples for shard in shards) == 0:
             (out / MANIFEST_NAME).unlink(missing_ok=True)
             raise UsageError(f"no image of the {split} split could be read; {out / REJECTED_NAME} says why")
+    empty = [name for name, count in _split_entry(recipe.classes, facts["train"]).classes.items() if not count]
+    if empty and not allow_empty_classes:
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
+        raise UsageError(
+            f"no image of class {empty[0]!r} for training could be read, {out / REJECTED_NAME} says why; mend them, "
+            "or give --allow_empty_classes true"
+        )
     marks = "".join(shard.entry.fingerprint for shards in facts.values() for shard in shards)
     beside = (name for name in (BUILD_NAME, REJECTED_NAME, SPLITS_NAME) if (out / name).is_file())
     manifest = Manifest(

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augment_cache.building.state import read_identity
-from augment_cache.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, file_sha256, is_foreign, read_manifest
+from augment_cache.format.manifest import (
+    MANIFEST_NAME,
+    SHARD_NAME,
+    Manifest,
+    ShardEntry,
+    file_sha256,
+    is_foreign,
+    read_manifest,
+)
 from augment_cache.format.shards import Shard
 from pipelines.console.cores import usable_cores
 from pipelines.errors import CorruptSampleError, UsageError
@@ -127,5 +135,7 @@ def _of_row(file: str, shard: Shard, row: int) -> Damage:
 
 
 def _unlisted(cache: Path, manifest: Manifest) -> list[Damage]:
-    found = [f"{split}/{path.name}" for split in SPLITS for path in sorted((cache / split).glob("*")) if path.is_file()]
+    files = [path for split in SPLITS for path in sorted((cache / split).glob("*")) if path.is_file()]
+    # What a file manager hides there does no harm; a shard in the making does no good.
+    found = [f"{path.parent.name}/{path.name}" for path in files if path.name[0] != "." or SHARD_NAME.search(path.name)]
     return [Damage(file=name, what="not in the manifest") for name in found if name not in manifest.shards]

@@ -52,7 +52,7 @@ def repair_cache(cache: Path, data: Path, findings: Findings) -> list[str]:
         if manifest is None:
             # Nothing vouches for splits.csv either: the better of two plans is the one that the shards agree with.
             plans = [make_plan(config, policy, known=known) for known in (read_splits(cache), {})]
-            plan = min(plans, key=lambda plan: len(missing_shards(cache, plan.recipe, plan.tasks)))
+            plan = min(plans, key=lambda plan: len(missing_shards(cache, plan.recipe, plan.tasks, 0)))
             return _restore_all(cache, config, plan, identity)
         plan = _plan_again(cache, config, policy, findings)
         _refuse_other_sources(manifest, plan, data)

@@ -1,10 +1,11 @@
 """Files and folders that exist whole or not at all."""
 
 import csv
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -57,20 +58,21 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """`write_bytes` of comma-separated rows."""
     lines: list[str] = []
-    writer = csv.writer(_Lines(lines), lineterminator="\n")
+    # With this end of line, cells that hold either of its characters are quoted; Python 3.11 leaves a lone \\r bare.
+    writer = csv.writer(_Lines(lines), lineterminator="\r\n")
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, "".join(lines))
 
 
 class _Lines:
-    """The least a csv.writer needs."""
+    """The least a csv.writer needs; ends each row with a newline alone."""
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
 
     def write(self, text: str) -> int:
-        self._lines.append(text)
+        self._lines.append(text.removesuffix("\r\n") + "\n")
         return len(text)
 
 
@@ -86,7 +88,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         A fresh folder beside the target; renamed to it on success, removed on failure.
 
     Raises:
-        UsageError: The target exists and `overwrite` is False, or is a file.
+        UsageError: The target exists, or came into being meanwhile, and `overwrite` is False; or it is a file.
     """
     # A link is replaced where it points: beside it the folder would land on another disk, and the old one would stay.
     target = target.resolve()
@@ -95,13 +97,14 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{target} is there already; choose another --out or give --overwrite true to replace it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    # Two containers that share a disk may have the same process number.
+    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
+    aside = target.with_name(f".{target.name}.partial-{mark}")
     aside.mkdir()
     try:
         yield aside
-        if target.is_dir():
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        if overwrite and target.is_dir():
+            old = target.with_name(f".{target.name}.old-{mark}")
             target.rename(old)
             try:
                 aside.rename(target)
@@ -110,10 +113,37 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
             shutil.rmtree(old)
         else:
-            aside.rename(target)
+            _take(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def refuse_others(folder: Path, ours: Set[str]) -> None:
+    """Make sure that a folder that is going to be replaced holds nothing that the job would not write again.
+
+    Args:
+        folder: The folder; hidden files in it do not count.
+        ours: Names of all that the job writes.
+
+    Raises:
+        UsageError: Names something else.
+    """
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours and entry.name[0] != ".")
+    if others:
+        raise UsageError(f"--out {folder} holds {others[0]!r}, which is none of its files; move it elsewhere")
+
+
+def _take(aside: Path, target: Path) -> None:
+    """Rename a folder to a name that nothing or an empty folder has."""
+    try:
+        aside.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UsageError(
+            f"{target} came into being meanwhile; choose another --out or give --overwrite true to replace it"
+        ) from error
 
 
 def inside(root: Path, name: str) -> Path | None:

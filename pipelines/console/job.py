@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipelines.console.output import emit, say
 from pipelines.console.quick import plain_config
-from pipelines.errors import ProblemFoundError, TacopressError
+from pipelines.errors import ProblemFoundError, TacopressError, UsageError
 
 Config = TypeVar("Config")
 
@@ -55,6 +55,7 @@ def run_job(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_encoding(words)
         plain = plain_config(config_class, words)
         if plain is None:
             from pipelines.console.parser import make_parser, parse, report_text
@@ -83,6 +84,15 @@ def run_job(
         say(f"{name}: {_os_error_text(error)}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Reports are JSON: a path that is no UTF-8 could not be named in one."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{word!a} is not UTF-8; rename the file or folder") from error
 
 
 def _terminate(*_: object) -> NoReturn:

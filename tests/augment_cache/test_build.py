@@ -13,9 +13,12 @@ import simplejpeg
 
 import augment_cache
 from augment_cache.build import BuildConfig, build
+from augment_cache.building.state import read_splits
 from augment_cache.format.manifest import file_sha256, read_manifest
 from augment_cache.format.policy import load_policy
 from augment_cache.format.source import CacheSource
+from augment_cache.info import InfoConfig, info
+from augment_cache.verify import VerifyConfig, verify
 from pipelines.engines.base import Job, RenderSpec
 from pipelines.engines.cpu import CpuEngine
 from pipelines.errors import CorruptSampleError, UsageError
@@ -283,9 +286,52 @@ def test_the_manifest_of_something_else_is_refused(photos, build_cache, hashes, 
 
 def test_building_into_the_sources_is_refused(cut_photos, build_cache, hashes):
     before = hashes(cut_photos)
-    with pytest.raises(UsageError, match="no part of a cache"):
-        build_cache(cut_photos, cut_photos, force=True)
+    for out in (cut_photos, cut_photos / "cache", cut_photos / "train" / "cache"):
+        with pytest.raises(UsageError, match="lies in --data"):
+            build_cache(cut_photos, out, force=True)
     assert hashes(cut_photos) == before
+
+
+# Once a bug: a class of which no image could be read was left out without a word.
+def test_a_class_that_cannot_be_read_is_no_empty_class(own_photos, build_cache, tmp_path):
+    for path in (own_photos / "Paper").rglob("*.jpg"):
+        path.write_bytes(b"torn")
+    out = tmp_path / "cache"
+    with pytest.raises(UsageError, match=r"no image of class 'Paper' for training.*rejected\.csv"):
+        build_cache(own_photos, out)
+    assert "Paper" in (out / "rejected.csv").read_text(encoding="utf-8")
+    assert not (out / "manifest.json").exists()
+    report = build_cache(own_photos, out, allow_empty_classes=True)
+    assert (report["built_shards"], report["splits"]["train"]["classes"]["Paper"]) == (0, 0)
+
+
+# Once a bug: an end of line of old Macs in a name cut a row of a CSV in two, and the file changed its split.
+def test_files_with_odd_names_keep_their_splits(own_photos, build_cache, jpeg, tmp_path):
+    for number in range(12):
+        (own_photos / "Paper" / f'n\r{number}, "odd".jpg').write_bytes(jpeg(700 + number) if number else b"torn")
+    build_cache(own_photos, tmp_path / "cache")
+    before = read_splits(tmp_path / "cache")
+    assert sum("\r" in name for name in before) == 12
+    for number in range(8):
+        (own_photos / "Paper" / f"more {number}.jpg").write_bytes(jpeg(800 + number))
+    report = build_cache(own_photos, tmp_path / "cache")
+    after = read_splits(tmp_path / "cache")
+    assert {name: after[name] for name in before} == before
+    assert report["rejected"] == 1
+    assert info(InfoConfig(cache=tmp_path / "cache"))["rejected"]
+
+
+# Once a bug: opening it waited for ever.
+def test_a_pipe_among_the_images_is_rejected(own_photos, build_cache, tmp_path):
+    os.mkfifo(own_photos / "Paper" / "z.jpg")
+    assert build_cache(own_photos, tmp_path / "cache")["rejected"] == 1
+    assert "Paper/z.jpg,Paper,is no regular file" in (tmp_path / "cache/rejected.csv").read_text(encoding="utf-8")
+
+
+def test_what_a_file_manager_leaves_does_no_harm(photos, own_cache, build_cache):
+    (own_cache / "train" / ".DS_Store").write_bytes(b"x")
+    assert build_cache(photos, own_cache)["built_shards"] == 0
+    assert verify(VerifyConfig(cache=own_cache))["damage"] == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)

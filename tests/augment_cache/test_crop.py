@@ -166,9 +166,22 @@ def test_out_in_the_way(tmp_path):
     crop(config(builder))
     with pytest.raises(UsageError, match="--overwrite true"):
         crop(config(builder))
-    (tmp_path / "crops" / "stale.txt").touch()
+    stale = tmp_path / "crops" / "train" / "Metal" / "stale.jpg"
+    stale.touch()
     crop(config(builder, overwrite=True))
-    assert not (tmp_path / "crops" / "stale.txt").exists()
+    assert not stale.exists()
+
+
+# Once a bug: a cache that had been built into the crops folder went with the crops.
+def test_overwrite_never_deletes_what_was_put_beside_the_crops(tmp_path):
+    builder = usable(tmp_path).write()
+    crop(config(builder))
+    (tmp_path / "crops" / "cache").mkdir()
+    before = bytes_of(tmp_path)
+    with pytest.raises(UsageError, match="holds 'cache'"):
+        crop(config(builder, overwrite=True))
+    assert bytes_of(tmp_path) == before
+    assert (tmp_path / "crops" / "cache").is_dir()
 
 
 @pytest.mark.parametrize("out", ["data", ".", "precious"])

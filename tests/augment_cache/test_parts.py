@@ -150,6 +150,18 @@ def test_other_contents_in_every_shard(cut_photos, in_parts, build_cache, hashes
     assert hashes(tmp_path / "cache") == hashes(tmp_path / "fresh")
 
 
+# Once a bug: the first part of an update wrote a manifest over the stale shards of the others.
+@pytest.mark.parametrize("first", [0, 1])
+def test_part_of_an_update_is_not_complete(cut_photos, in_parts, jpeg, tmp_path, first):
+    out = tmp_path / "cache"
+    in_parts(cut_photos, out, 2)
+    for number, path in enumerate(sorted(cut_photos.rglob("*.jpg"))):
+        path.write_bytes(jpeg(3000 + number))
+    report, last = in_parts(cut_photos, out, 2, [first, 1 - first])
+    assert (report["complete"], report["missing_shards"] > 0) == (False, True)
+    assert (last["complete"], last["missing_shards"]) == (True, 0)
+
+
 def test_an_interrupted_change_leaves_no_manifest(cut_photos, in_parts, build_cache, hashes, jpeg, tmp_path):
     """Files came between two parts of an unfinished build: the list of the first part's shards is stale."""
     out = tmp_path / "cache"

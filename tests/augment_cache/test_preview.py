@@ -115,7 +115,15 @@ def test_every_op_from_weak_to_strong(image, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"cache": "x", "image": "y"}, {"cache": "x", "rows": 0}, {"cache": "x", "tile": 15}], ids=str
+    "options",
+    [
+        {},
+        {"cache": "x", "image": "y"},
+        {"cache": "x", "rows": 0},
+        {"cache": "x", "tile": 15},
+        {"cache": "x", "seed": -1},
+    ],
+    ids=str,
 )
 def test_options_that_make_no_sense(options):
     with pytest.raises(UsageError, match="--"):

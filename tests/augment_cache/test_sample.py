@@ -263,6 +263,16 @@ def test_overwrite_replaces_a_rendered_sample(tmp_path):
     assert set(everything_in(tmp_path / "out")) == {"annotations.json", "batch_1/000001.jpg"}
 
 
+# Once a bug: crops that had been cut into the sample's folder went with the sample.
+def test_overwrite_never_deletes_what_was_put_beside_the_sample(tmp_path):
+    sample(SampleConfig(out=tmp_path / "out", photos=1, width=160, height=160))
+    (tmp_path / "out" / "crops").mkdir()
+    with pytest.raises(UsageError, match="holds 'crops'"):
+        sample(SampleConfig(out=tmp_path / "out", photos=2, width=160, height=160, overwrite=True))
+    assert set(everything_in(tmp_path / "out")) == {"annotations.json", "batch_1/000001.jpg"}
+    assert (tmp_path / "out" / "crops").is_dir()
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(seed, index, **size):
         if index == 3:

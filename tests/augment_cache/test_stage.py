@@ -37,6 +37,20 @@ def test_a_copy_is_made_once_and_then_read(cache, tmp_path, monkeypatch):
         assert np.array_equal(source.labels, staged[split].labels)
 
 
+# Once a bug: a copy had the permissions of its cache, and nobody could ever remove it.
+def test_a_copy_of_a_cache_that_is_read_only_can_be_replaced(cache, tmp_path):
+    for path in (cache, *cache.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        copy = Path(stage(StageConfig(cache=cache, scratch=tmp_path / "scratch"))["copy"])
+    finally:
+        for path in (cache, *cache.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert all(path.stat().st_mode & 0o200 for path in (copy, *copy.rglob("*")))
+    next(copy.rglob("*.arrow")).unlink()
+    assert stage(StageConfig(cache=cache, scratch=tmp_path / "scratch"))["copied"]
+
+
 def test_without_a_scratch_folder_or_a_copy_the_cache_itself_is_read(cache, tmp_path, monkeypatch):
     monkeypatch.delenv(SCRATCH, raising=False)
     assert nearest(cache) == cache

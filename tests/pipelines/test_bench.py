@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.bench import BenchConfig, bench, table
 from pipelines.datasets import SplitOptions
-from pipelines.errors import UsageError
+from pipelines.errors import ProblemFoundError, UsageError
 from pipelines.opening import OpenOptions, open_anything, open_with, wanted_splits
 
 
@@ -84,6 +84,15 @@ def test_random_crops_of_photos_stay_streamed(folder):
 def test_nonsense_is_refused(folder, options, reason):
     with pytest.raises(UsageError, match=reason):
         measured(folder, **options)
+
+
+def test_a_folder_of_damaged_images(folder, tmp_path):
+    for path in sorted(folder.rglob("*.jpg")):
+        place = tmp_path / "damaged" / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"torn")
+    with pytest.raises(ProblemFoundError, match=r"no image could be read; .*\.jpg"):
+        measured(tmp_path / "damaged")
 
 
 def test_openers_are_asked_in_turn(folder, tmp_path):

@@ -67,8 +67,8 @@ def test_text_json_and_csv(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, None], "a": "ü"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert text == '{\n "b": [\n  1,\n  null\n ],\n "a": "ü"\n}\n'
-    write_csv(tmp_path / "a.csv", ("name", "why"), [("x,y", 'says "no"'), (1, None)])
-    assert (tmp_path / "a.csv").read_bytes() == b'name,why\n"x,y","says ""no"""\n1,\n'
+    write_csv(tmp_path / "a.csv", ("name", "why"), [("x,y", 'says "no"'), (1, None), ("a\rb", "c\nd")])
+    assert (tmp_path / "a.csv").read_bytes() == b'name,why\n"x,y","says ""no"""\n1,\n"a\rb","c\nd"\n'
 
 
 def test_a_whole_folder(tmp_path):
@@ -111,6 +111,35 @@ def test_a_folder_is_replaced_only_when_told(tmp_path):
         (folder / "two").write_text("2")
     assert names_in(target) == ["two"]
     assert names_in(tmp_path) == ["out"]
+
+
+# Once a bug: what came into being while the folder was filled was deleted.
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_comes_into_being_meanwhile_stays(tmp_path, kind):
+    target = tmp_path / "out"
+
+    def fill():
+        with whole_folder(target, overwrite=False) as folder:
+            (folder / "new").write_text("new")
+            if kind == "folder":
+                target.mkdir()
+                (target / "thesis").write_text("precious")
+            else:
+                target.write_text("precious")
+
+    with pytest.raises(UsageError, match="came into being meanwhile"):
+        fill()
+    assert names_in(tmp_path) == ["out"]
+    assert (target / "thesis" if kind == "folder" else target).read_text() == "precious"
+
+
+# Once a bug: two containers on one disk have processes of the same number, and filled the same folder.
+def test_two_of_the_same_process_number_do_not_meet(tmp_path):
+    with whole_folder(tmp_path / "out", overwrite=True) as one, whole_folder(tmp_path / "out", overwrite=True) as two:
+        assert one != two
+        (one / "one").write_text("1")
+        (two / "two").write_text("2")
+    assert names_in(tmp_path / "out") == ["one"]
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path):
