@@ -29,6 +29,7 @@ from pipelines.console.ranges import check_ranges
 from pipelines.console.words import names_in
 from pipelines.errors import UsageError
 from training.measure.macs import count_macs
+from training.model.card import ModelCard
 
 EXAMPLE = """
   python -m compress.channels --model runs/train --out thinner.safetensors --ratio 0.3
@@ -127,7 +128,8 @@ def channels(config: ChannelsConfig) -> dict[str, Any]:
         The report. Keys: `model`, `out`, `press`, `architecture`; `before` and `after`: `macs`, `competition_macs`
         (null where that convention does not see all), `parameters`, `bytes`; `changed` {layer: outputs before and
         after}, `skipped` {layer: why its outputs stay}; `proof`: `claim`, `error`, `limit`; `importance`, `scope`;
-        `macro_f1`: `split`, `before`, `after` (null without --data); `rounds`.
+        `macro_f1`: `split`, `before`, `after` (null without --data, and where one of the models has learned from the
+        split); `rounds`.
 
     Raises:
         NoEffectError: Nothing can go, or nothing has to.
@@ -139,7 +141,7 @@ def channels(config: ChannelsConfig) -> dict[str, Any]:
     if config.recover is not None and config.work is not None and config.data is not None:
         return _in_rounds(config, subject, config.recover, config.work, config.data)
     pressed = _press(config, subject, _goal(config, subject))
-    return write_pressed(subject, pressed, config.out, PRESS, _details(config, subject, pressed))
+    return write_pressed(subject, pressed, config.out, PRESS, _details(config, subject, pressed, subject.card))
 
 
 def _goal(config: ChannelsConfig, subject: Subject) -> Goal:
@@ -158,9 +160,9 @@ def _press(config: ChannelsConfig, subject: Subject, goal: Goal) -> Pressed:
     return remove_channels(subject, goal, ranking, options, names_in(config.protect))
 
 
-def _details(config: ChannelsConfig, subject: Subject, pressed: Pressed) -> dict[str, Any]:
+def _details(config: ChannelsConfig, subject: Subject, pressed: Pressed, last: ModelCard) -> dict[str, Any]:
     scores = None
-    if config.data is not None:
+    if config.data is not None and not (subject.card.knows("val") or last.knows("val")):
         samples = load_samples(config.data, subject.card, "val")
         before, after = (quality(model, samples).macro_f1 for model in (subject.model, pressed.model))
         scores = {"split": "val", "before": before, "after": after}
@@ -217,7 +219,8 @@ def _report(config: ChannelsConfig, first: Subject, last: Subject) -> dict[str, 
         },
         skipped={path: "all its outputs stay" for path, before in widths[0].items() if widths[1][path] == before},
     )
-    return write_pressed(before_presses(first, last), pressed, config.out, PRESS, _details(config, first, pressed))
+    details = _details(config, first, pressed, last.card)
+    return write_pressed(before_presses(first, last), pressed, config.out, PRESS, details)
 
 
 def _widths(model: nn.Module) -> dict[str, int]:

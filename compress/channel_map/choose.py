@@ -179,11 +179,13 @@ def _problem(
     """
     families = tuple(channels.families[number] for number in numbers)
     divisions = {tuple(tuple(sorted(part.tolist())) for part in parts) for parts in balances}
+    members = set(np.concatenate(families).tolist())
+    all_can_go = all(members.issuperset(part) for parts in divisions for part in parts)
     return _Problem(
         numbers=numbers,
         families=families,
         rules=_rules(balances, covers, np.concatenate(families)),
-        parts=divisions.pop() if len(families) == len(divisions) == 1 else None,
+        parts=divisions.pop() if len(families) == len(divisions) == 1 and all_can_go else None,
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from augment_cache.format.strict_yaml import load_yaml
 from pipelines.console.files import write_json
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
+from pipelines.sources import list_images
 from training.distill import distill
 from training.distillation.options import DistillConfig
 from training.engine.config import TrainConfig
@@ -113,9 +115,11 @@ def as_word(value: object) -> str:
 
 
 def identity_of(data: Path) -> str:
-    """What tells data from other data under the same path: of a cache the digest of its manifest."""
+    """What tells data from other data: of a cache the digest of its manifest, else of the images' names and sizes."""
     manifest = data / MANIFEST_NAME
-    return file_sha256(manifest) if manifest.is_file() else str(data.resolve())
+    if manifest.is_file():
+        return file_sha256(manifest)
+    return sha256(repr([(name, (data / name).stat().st_size) for name in list_images(data)]).encode()).hexdigest()
 
 
 def recovery_options(data: Path, teacher: str) -> dict[str, object]:

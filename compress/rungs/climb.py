@@ -6,19 +6,20 @@
     WORK/rung-01/run/               the recovery
     WORK/rung-01/rung.json          how it ended: the rung is complete
 
-Each file appears whole or not at all, and what is there is not made again.
+Each file appears whole or not at all, and what is there is not made again. The folder may be moved: models are named
+relative to it.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compress.press.contract import NoEffectError
 from compress.press.working import belongs_to
 from compress.rungs.recipe import Rung
-from pipelines.console.files import write_json
+from pipelines.console.files import inside, write_json
 from pipelines.errors import UsageError
 
 RUNG_NAME, PRESSED_NAME, RUN_NAME = "rung.json", "pressed.safetensors", "run"
@@ -49,7 +50,7 @@ class Climbed:
         number: From 1; 0 is where the ladder begins.
         press: Name; empty for the beginning.
         verdict: What became of it.
-        model: The model after it, recovered if it was.
+        model: The model after it, recovered if it was. In `rung.json` relative to WORK, empty for the beginning.
         macro_f1: Of that model, on the split that is decided by.
         macs: Of that model.
         why: What to say of it.
@@ -107,7 +108,8 @@ def climb(
         pause()
         left = sum(later.free for later in rungs[number - 1 :])
         wanted = share_of_the_way(last.macs, macs, left) if rung.free and macs is not None else None
-        ended = _climb(number, rung, work / f"rung-{number:02d}", last, tools, allow, wanted, pause)
+        folder = work / f"rung-{number:02d}"
+        ended = _read(folder, start) or _climb(number, rung, folder, last, tools, allow, wanted, pause)
         climbed.append(ended)
         tell(ended)
         last = ended if ended.verdict == "kept" else last
@@ -131,7 +133,7 @@ def best_of(climbed: Sequence[Climbed]) -> Climbed:
 
 
 def _beginning(start: Path, folder: Path, tools: Tools) -> Climbed:
-    found = _read(folder)
+    found = _read(folder, start)
     if found is not None:
         return found
     evaluation = tools.evaluate(start, folder)
@@ -149,9 +151,6 @@ def _climb(
     pause: Callable[[], None],
 ) -> Climbed:
     """Do what is left of a rung."""
-    found = _read(folder)
-    if found is not None:
-        return found
     pressed = folder / PRESSED_NAME
     if not pressed.is_file():
         try:
@@ -191,15 +190,27 @@ def _write(
         evaluation=None if evaluation is None else {key: value for key, value in evaluation.items() if key != "tested"},
         tested=tested,
     )
-    write_json(folder / RUNG_NAME, asdict(ended))
+    work, path = folder.parent.resolve(), model.resolve()
+    name = path.relative_to(work).as_posix() if work in path.parents else ""
+    write_json(folder / RUNG_NAME, {**asdict(ended), "model": name})
     return ended
 
 
-def _read(folder: Path) -> Climbed | None:
+def _read(folder: Path, start: Path) -> Climbed | None:
+    """How a rung ended, if it has.
+
+    Args:
+        folder: Of the rung.
+        start: The model that the ladder begins with.
+    """
     path = folder / RUNG_NAME
     if not path.is_file():
         return None
     try:
-        return Climbed(**json.loads(path.read_text(encoding="utf-8")))
+        ended = Climbed(**json.loads(path.read_text(encoding="utf-8")))
+        model = inside(folder.parent, ended.model) if ended.model else start.resolve()
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); delete {folder} and the rungs after it") from error
+    if model is None or not model.is_file():
+        raise UsageError(f"{path}: there is no model {ended.model!r}; delete {folder} and the rungs after it")
+    return replace(ended, model=str(model.resolve()))

@@ -56,16 +56,17 @@ def prune_weights(subject: Subject, sparsity: float, rule: Rule) -> Pressed:
 
 
 def masked(model: nn.Module, zeros: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a network whose weights go through the masks of torch.nn.utils.prune.
+    """A copy of a network whose weights went through the masks of torch.nn.utils.prune.
 
     Args:
         model: Is left as it is.
         zeros: Module path → bool, True for what is masked.
     """
     twin = copy.deepcopy(model)
-    with torch.no_grad():  # so that what the masks leave behind can be copied
-        for path, pruned in zeros.items():
-            torch_prune.custom_from_mask(twin.get_submodule(path), "weight", ~pruned)  # type: ignore[no-untyped-call]
+    for path, pruned in zeros.items():
+        layer = twin.get_submodule(path)
+        torch_prune.custom_from_mask(layer, "weight", ~pruned)  # type: ignore[no-untyped-call]
+        torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]  # some code asks for the weight's dtype
     return twin
 
 

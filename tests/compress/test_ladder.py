@@ -193,6 +193,30 @@ def test_stopped_anywhere_it_ends_the_same(data, tmp_path_factory):
     assert len(first.log) + len(second.log) <= len(once.log) + 2  # what was finished is not made again
 
 
+# Once a bug: a folder that had been moved took the models of whatever ladder lay at its old place.
+def test_a_folder_that_was_moved_has_its_own_models(tmp_path):
+    first = run(tmp_path / "w", [LAYERS, OTHER], Workshop([0.9, 0.9, 0.9]), macs=500)
+    (tmp_path / "w").rename(tmp_path / "moved")
+    run(tmp_path / "w", [OTHER, OTHER], Workshop([0.9, 0.9, 0.9]))
+    (tmp_path / "moved/rung-02/rung.json").unlink()
+    workshop = Workshop([0.9, 0.9, 0.9])
+    again = run(tmp_path / "moved", [LAYERS, OTHER], workshop, macs=500)
+    assert [one.macs for one in again] == [one.macs for one in first]
+    assert [one.model for one in again[1:]] == [str(tmp_path / f"moved/rung-0{n}/pressed.safetensors") for n in (1, 2)]
+    assert again[0].model == str(tmp_path / "start")
+    (tmp_path / "moved/rung-01/pressed.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"there is no model .rung-01/pressed\.safetensors."):
+        run(tmp_path / "moved", [LAYERS, OTHER], workshop, macs=500)
+
+
+def test_a_model_outside_of_the_folder_is_refused(tmp_path):
+    run(tmp_path / "w", [LAYERS], Workshop([0.9, 0.9]), macs=500)
+    path = tmp_path / "w/rung-01/rung.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "../start"}))
+    with pytest.raises(UsageError, match=r"there is no model '\.\./start'"):
+        run(tmp_path / "w", [LAYERS], Workshop([0.9, 0.9]), macs=500)
+
+
 def test_another_ladder_is_refused(tmp_path):
     run(tmp_path / "w", [LAYERS], Workshop([0.9, 0.9]), macs=500)
     with pytest.raises(UsageError, match=r"begun with other options \(a was 1, now 2\)"):
