@@ -1,6 +1,7 @@
 """Train a small network with the help of a larger one (distillation), or of parts that only training has."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pipelines.console.output import say
 from pipelines.console.words import names_in
 from pipelines.engines.base import RenderSpec
 from pipelines.errors import UsageError
+from pipelines.sources import Source
 from training.distillation.cards import methods_text
 from training.distillation.methods.base import Method, Student
 from training.distillation.methods.catalogue import alpha_of, make_methods, temperature_of
@@ -45,12 +47,13 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         PreemptedError: A signal stopped it; everything is saved.
     """
     with StopSignals() as signals:
-        for link in links(config):
-            report = _distill(link, signals)
+        runs = links(config)
+        for number, link in enumerate(runs, start=1):
+            report = _distill(link, signals, later=runs[number:])
     return report
 
 
-def _distill(config: DistillConfig, signals: StopSignals) -> dict[str, Any]:
+def _distill(config: DistillConfig, signals: StopSignals, later: Sequence[DistillConfig]) -> dict[str, Any]:
     machine = start(config)
     methods = make_methods(config.method)
     alpha = alpha_of(config.method, methods)
@@ -58,6 +61,8 @@ def _distill(config: DistillConfig, signals: StopSignals) -> dict[str, Any]:
     with agreeing(machine.accelerator):
         _check(config, methods)
         sources = training_sources(config.data)
+        for link in later:  # hours before they begin
+            _check_link(link, sources[0])
         network = make_network(config, sources[0], started=checkpoint is not None)
         teachers: list[Teacher] = []
         if alpha > 0:
@@ -84,6 +89,17 @@ def _check(config: DistillConfig, methods: list[Method]) -> None:
     _check_methods(config, methods)
     if config.method.alpha != 0:
         _check_teachers(config, [method.card.name for method in methods if method.needs_teacher])
+
+
+def _check_link(config: DistillConfig, source: Source) -> None:
+    """Raises UsageError where a later link of a chain could not begin, as far as that shows without its teacher."""
+    methods = make_methods(config.method)
+    _check(config, methods)
+    student = _student(make_network(config, source))
+    for method in methods:
+        method.features(student)
+        if not method.needs_teacher:
+            method.parts(student, None)
 
 
 def _check_methods(config: DistillConfig, methods: list[Method]) -> None:
@@ -126,13 +142,7 @@ def _prepared(
     config: DistillConfig, machine: Machine, methods: list[Method], network: Network
 ) -> tuple[Network, list[Teacher]]:
     """The network with what it needs for training, and its teachers."""
-    card = network.card
-    student = Student(
-        network=network.model,
-        shapes=tap_shapes(network.model, card.size),
-        classes=len(card.classes),
-        size=card.size,
-    )
+    card, student = network.card, _student(network)
     wanted = _wanted(config, methods, student)
     spec, device = RenderSpec(card.size, card.fit), machine.accelerator.device
     teachers = [
@@ -155,6 +165,12 @@ def _prepared(
     lone = any(method.lone_classifier for method in methods)
     card = replace(card, provenance={**card.provenance, **taught})
     return replace(network, card=card, parts=parts, lone_classifier=lone), teachers
+
+
+def _student(network: Network) -> Student:
+    card = network.card
+    shapes = tap_shapes(network.model, card.size)
+    return Student(network=network.model, shapes=shapes, classes=len(card.classes), size=card.size)
 
 
 def _wanted(config: DistillConfig, methods: list[Method], student: Student) -> Wanted:

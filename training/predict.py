@@ -271,7 +271,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['predicted']:,} images predicted{lost} → {report['out']}\n"
         + "\n".join(bars)
         + f"\n{human_seconds(timing['all'])} in all · start-up {timing['start_up']:.2f} s · network "
-        f"{timing['inferring']:.2f} s ({timing['per_image_ms']['median']:.3f} ms an image) · loading beside it "
+        f"{timing['inferring']:.2f} s (median {timing['per_image_ms']['median']:.3f} ms an image) · loading beside it "
         f"{timing['exposed_loading']:.2f} s · {report['runtime']}, {report['threads']} threads"
     )
 

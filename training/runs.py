@@ -126,8 +126,10 @@ def facts_of(run: Path, queue: Mapping[str, QueuedJob], held: frozenset[tuple[in
         queue: Jobs by id.
         held: From `held_files`.
     """
-    starts = _json(run / "run.json").get("starts", [])
-    slurm = starts[-1].get("slurm", {}) if starts else {}
+    told = _json(run / "run.json").get("starts")
+    starts = [start for start in told if isinstance(start, dict)] if isinstance(told, list) else []
+    found_slurm = starts[-1].get("slurm") if starts else None
+    slurm = found_slurm if isinstance(found_slurm, dict) else {}
     log = [line for line in map(_parsed, _lines(run / "metrics.jsonl")) if line]
     last = log[-1] if log else {}
     scores = [line["val_macro_f1"] for line in log if "val_macro_f1" in line]

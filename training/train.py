@@ -16,12 +16,12 @@ from pipelines.errors import UsageError
 from pipelines.sources import Source
 from training.engine.agree import agreeing
 from training.engine.config import ModelConfig, TrainConfig
-from training.engine.data import image_shape, training_sources
+from training.engine.data import image_shape, told_split, training_sources
 from training.engine.folder import BEST_NAME, claim
 from training.engine.folds import cross_validate, own_folder, predict_fold
 from training.engine.preemption import StopSignals
 from training.engine.setup import Network, assemble, start
-from training.model.card import ModelCard
+from training.model.card import ModelCard, ancestry
 from training.model.create import check_input_size, create_model, definition_of, preprocessing
 from training.model.model_file import find_model, is_model_file, load_own_weights, read_card, rebuild
 from training.model.start import HUB, RANDOM, start_from
@@ -81,28 +81,30 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
     """
     set_seed(config.seed)  # here, for several runs may follow each other in one process
     options, data = config.model, config.data
-    size, fit_ = image_shape(data.path, data.size)
     if not started:
         refuse_own_weights(config)
     model, made = make_model(options, source.classes, with_weights=not started)
+    size, fit_ = image_shape(data.path, data.size or (made.size if is_model_file(options.name) else None))
     if not started:
         start_from(model, made.architecture, options.weights, source.classes)
     check_input_size(model, options.name, size)
     learned = f"fold {data.fold} of {data.folds}" if data.folds else data.train_on
-    for card in _starts(options):
+    starts = _starts(options)
+    for card in starts.values():
         learned = card.learned_besides(learned)
     provenance = {
         "seed": config.seed,
         "precision": config.precision,
-        "split": {"val": data.val, "test": data.test, "split_seed": data.split_seed},
+        "split": told_split(data),
         "learned_from": learned,
         "weights": options.weights,
         "timm": version("timm"),
         "torch": version("torch"),
     }
+    told = {"starts": [{"name": name, **ancestry(card)} for name, card in starts.items()]} if starts else {}
     return Network(
         model=model,
-        card=replace(made, size=size, fit=fit_, provenance=made.provenance | provenance),
+        card=replace(made, size=size, fit=fit_, provenance=made.provenance | provenance | told),
         freeze=tuple(names_in(options.freeze)),
         channels_last=options.channels_last,
         sync_batchnorm=options.sync_batchnorm,
@@ -110,14 +112,15 @@ def make_network(config: TrainConfig, source: Source, *, started: bool = False) 
     )
 
 
-def _starts(options: ModelConfig) -> list[ModelCard]:
-    """Cards of the models whose weights a network starts from: they say what is known already."""
+def _starts(options: ModelConfig) -> dict[str, ModelCard]:
+    """Name → card of the models whose weights a network starts from: they say what is known already."""
     name = options.name if is_model_file(options.name) and options.weights is None else None
     weights = options.weights if options.weights not in (HUB, RANDOM) else None
-    found = []
+    found = {}
     for source in (name, weights):
-        with suppress(UsageError):  # a state dict says nothing; and a resumed run does without its file
-            found += [read_card(find_model(Path(source)))] if source else []
+        with suppress(UsageError):  # a state dict says nothing; of a resumed run the checkpoint says it
+            if source:
+                found[source] = read_card(find_model(Path(source)))
     return found
 
 

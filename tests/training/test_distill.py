@@ -351,6 +351,43 @@ class TestTeachers:
         distill(found)
         assert len(questions) == before, "what is finished is not done again"
 
+    def test_a_chain_whose_end_cannot_be_shows_before_it_begins(self, cache, teacher, tmp_path, questions):
+        for changes, message in (
+            ({"model": ModelConfig(name="test_resnettt")}, "test_resnettt"),
+            ({"method": MethodConfig(name="feature", layer="layer9")}, "layer9: the network has no such"),
+            ({"method": MethodConfig(name="auxiliary", layers="layer9")}, "layer9"),
+        ):
+            found = options(cache, tmp_path / "run", teacher, chain="test_efficientnet")
+            if changes.get("method", found.method).name == "auxiliary":
+                changes = {"method": replace(changes["method"], name="kd,auxiliary")}
+            with pytest.raises(UsageError, match=message):
+                distill(replace(found, **changes))
+            assert questions == []
+            assert not (tmp_path / "run" / "chain-0" / "run.json").exists()
+
+    # Once a bug: 0 · nan is no gradient, and the message spoke of samples that cannot be read.
+    def test_answers_that_are_no_numbers_are_left_out(self, cache, teacher, tmp_path, monkeypatch, capfd):
+        ask = TorchTeacher.ask
+
+        def sometimes(self, levels):
+            first = torch.tensor([0])
+            return {name: values.index_fill(0, first, float("nan")) for name, values in ask(self, levels).items()}
+
+        monkeypatch.setattr(TorchTeacher, "ask", sometimes)
+        distill(options(cache, tmp_path / "run", teacher))
+        said = capfd.readouterr().err
+        assert "samples get no finite numbers for an answer: there the student hears no teacher" in said
+        assert "cannot be read" not in said
+        assert all(np.isfinite(line["train_loss"]) for line in log_of(tmp_path / "run"))
+        assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "last.safetensors").values())
+
+        def never(self, levels):
+            return {name: values * float("nan") for name, values in ask(self, levels).items()}
+
+        monkeypatch.setattr(TorchTeacher, "ask", never)
+        with pytest.raises(UsageError, match="gives no answer that is a finite number"):
+            distill(options(cache, tmp_path / "other", teacher))
+
     def test_one_that_has_learned_from_other_samples_is_named(self, cache, teacher, tmp_path, capfd):
         found = options(cache, tmp_path / "run", teacher, schedule=ScheduleConfig(epochs=1, warmup_epochs=0))
         distill(replace(found, data=replace(found.data, train_on="train+val")))

@@ -174,6 +174,7 @@ def test_frozen_parameters_are_left_out(efficientnet):
         ({"options": {"beta": 0.9}}, r"--optimizer\.options has beta, which adamw does not take; it takes .*betas"),
         ({"name": "sgd", "options": {"eps": 1e-6}}, "has eps, which sgd does not take"),  # timm would drop it
         ({"name": "lion", "options": {"eps": 1e-6}}, "has eps, which lion does not take"),
+        ({"options": {"maximize": True}}, "has maximize, which adamw does not take"),  # it does, but nobody can want it
         ({"options": {"lr": 0.1}}, r"give it as --optimizer\.lr"),
         ({"options": {"betas": [2.0, 0.9]}}, r"--optimizer\.options \{'betas': \(2\.0, 0\.9\)\} cannot be made"),
         ({"options": {"betas": "much"}}, "cannot be made"),
@@ -463,8 +464,12 @@ def test_every_group_gets_its_share(name):
         ({"cycle_decay": 0.1, "cycles": 4}, r"--schedule\.cycle_decay 0\.1 puts the peak of cycle 4 below"),
         ({"decay_epochs": 0.0}, r"--schedule\.decay_epochs must be above 0"),
         ({"name": "multistep"}, r"needs --schedule\.milestones"),
-        ({"milestones": (5.0, 3.0)}, r"--schedule\.milestones must be above 0 and ascending, got \(5\.0, 3\.0\)"),
+        ({"milestones": (5.0, 3.0)}, r"--schedule\.milestones must be above 0, ascending, .*got \(5\.0, 3\.0\)"),
         ({"milestones": (0.0,)}, r"--schedule\.milestones"),
+        ({"milestones": (1.0, float("inf"))}, r"--schedule\.milestones must be above 0, ascending, and at most"),
+        ({"milestones": (float("nan"),)}, r"--schedule\.milestones"),
+        ({"decay_epochs": float("inf")}, r"--schedule\.decay_epochs must be above 0 and at most 1,000,000, got inf"),
+        ({"cycles": 1000, "cycle_mul": 10.0}, r"--schedule\.cycle_mul 10\.0 makes one of 1000 cycles more than"),
         ({"decay_rate": 0.0}, r"--schedule\.decay_rate must be above 0 and at most 1, got 0\.0"),
         ({"patience": -1}, r"--schedule\.patience must be at least 0, got -1"),
         ({"power": 0.0}, r"--schedule\.power must be above 0"),

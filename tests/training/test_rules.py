@@ -198,6 +198,16 @@ class TestTeachers:
         found = findings(small(), card_of(teachers=teachers))
         assert (found["test_unused"].ok, found["allowed_weights"].ok) == (unused, allowed)
 
+    # Once a bug: training once more made a model innocent.
+    def test_what_it_started_from_counts(self):
+        teacher = {"name": "big", "architecture": "a", "learned_from": "all", "weights": None}
+        start = {"name": "runs/d1", "learned_from": "train", "weights": "x.pth", "teachers": [teacher]}
+        found = findings(small(), card_of(starts=[start]))
+        assert found["test_unused"].ok is False
+        assert found["test_unused"].detail == "its teacher big: learned from all splits, the test split among them"
+        assert found["allowed_weights"].ok is None
+        assert found["allowed_weights"].detail.startswith("started from runs/d1: started from x.pth: look")
+
     def test_the_teacher_is_named(self):
         teacher = {"name": "big", "architecture": "a", "learned_from": "all", "weights": None}
         assert findings(small(), card_of(teachers=[teacher]))["test_unused"].detail.startswith(

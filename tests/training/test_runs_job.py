@@ -98,6 +98,12 @@ def test_a_half_written_run_is_listed_all_the_same(made):
     assert (entry["epochs"], entry["starts"], entry["job"]) == (None, 0, None)
 
 
+@pytest.mark.parametrize("starts", ["[1]", "1", "[{}]", '[{"slurm": 1}]', "null"])
+def test_an_odd_run_is_listed_all_the_same(made, starts):
+    (made / "run.json").write_text(f'{{"starts": {starts}}}')
+    assert look(made.parent, QUEUE)["runs"][0]["job"] is None
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         runs(RunsConfig(runs=tmp_path / "nothing"))

@@ -1,6 +1,7 @@
 """Batch normalisation over processes, with one process: torch's own numbers."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from tests.training.runs import config
+from training.engine import setup
+from training.engine.optimization import keep_frozen_in_eval
+from training.engine.setup import Network
 from training.engine.sync_batchnorm import synchronise
+from training.model.card import ModelCard
+from training.model.create import create_model
 
 
 @pytest.fixture
@@ -41,6 +48,21 @@ def test_equal_to_torch(group, layer, options):
         assert torch.allclose(mine.float(), other.float(), atol=1e-5), name
     images = torch.randn(2, 3, 8, 8)
     assert torch.allclose(synced.eval()(images), plain.eval()(images), atol=1e-4)
+
+
+# Once a bug: on GPUs other modules take the place of the frozen ones, whose statistics then went on moving.
+def test_frozen_layers_that_are_replaced_stay_frozen(monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "synchronise", lambda model, device: nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    model = create_model("tf_efficientnet_lite0", 6)
+    card = ModelCard(architecture="x", classes=("a",), size=64, fit="pad", mean=(0.5,) * 3, std=(0.5,) * 3)
+    network = Network(model=model, card=card, freeze=("conv_stem", "bn1"), sync_batchnorm=True)
+    machine = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), process=SimpleNamespace(world=2))
+    placed, frozen = setup._placed(config(tmp_path, tmp_path), machine, network)
+    placed.train()
+    keep_frozen_in_eval(frozen)
+    assert isinstance(placed.bn1, nn.SyncBatchNorm)
+    assert not placed.bn1.training
+    assert placed.blocks[0][0].bn1.training
 
 
 def test_names_stay_and_other_layers_are_left_alone(group):

@@ -67,11 +67,13 @@ class Distilled:
     def _seen(self, forward: Forward) -> Seen:
         targets = soft_targets(forward.labels, forward.mix, forward.logits)
         said = [answers(forward) for answers in self._answers]
-        answers = dict(said[0]) if said else {}
         right = torch.ones(len(targets), dtype=torch.bool, device=targets.device)
         for one in said:
-            for values in one.values():
+            for name, values in one.items():
                 right &= values.flatten(1).isfinite().all(1)
+                # What counts nothing must be a number all the same: 0 times nan is no gradient.
+                one[name] = values.nan_to_num(0.0, 0.0, 0.0)
+        answers = dict(said[0]) if said else {}
         if LOGITS in answers:
             answers[LOGITS] = self._together([one[LOGITS] for one in said], targets)
             if self._options.only_right:

@@ -137,7 +137,7 @@ class DistillConfig(TrainConfig):
         method: How the student learns besides from labels.
         chain: Networks between the teacher and the student, with commas between: each learns from the one before it, in
             a folder of its own below --out, and teaches the next. Layers, frozen parts and starting weights are those
-            of the last.
+            of the last; the others, and all their teachers, are looked at in their last map.
     """
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -154,21 +154,28 @@ class DistillConfig(TrainConfig):
             )
         if self.chain and not self.teacher.paths:
             raise UsageError("--chain needs a first teacher; name it with --teacher.paths")
+        if self.chain and (self.method.teacher_layer or "," in self.method.layer):
+            raise UsageError(
+                "--chain: links are held against the last map of their teacher; leave out --method.teacher_layer, and "
+                "name one --method.layer of the student at most"
+            )
+        if self.chain and "residual" in names_in(self.method.name):
+            raise UsageError(
+                "--chain trains one network after the other, --method.name residual a student and its assistant as "
+                "one; leave out one of the two"
+            )
         if self.chain and "," in str(self.out):
             raise UsageError(f"--out {self.out}: with --chain it is named as a teacher, so it may hold no comma")
 
 
 def links(config: DistillConfig) -> list[DistillConfig]:
     """The runs of a chain, in turn; one without a chain."""
-    runs, teacher, method = [], config.teacher, config.method
+    runs, teacher = [], config.teacher
     for number, name in enumerate(names_in(config.chain)):
         out = config.out / f"chain-{number}"
         model = replace(config.model, name=name, weights=None, freeze="")
-        link = replace(method, layer="", layers="")
+        link = replace(config.method, layer="", layers="")
         plain = replace(config, sparsity=SparsityConfig())  # zeros are for the last network
         runs.append(replace(plain, teacher=teacher, model=model, method=link, out=out, chain=""))
-        teacher, method = (
-            replace(teacher, paths=str(out), combine="mean", weights=""),
-            replace(method, teacher_layer=""),
-        )
-    return [*runs, replace(config, teacher=teacher, method=method)]
+        teacher = replace(teacher, paths=str(out), combine="mean", weights="")
+    return [*runs, replace(config, teacher=teacher)]

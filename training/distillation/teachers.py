@@ -18,7 +18,7 @@ from pipelines.tensors import TensorFormat
 from training.engine.folder import BEST_NAME, LAST_NAME
 from training.engine.learner import EMBEDDING, Taps, last_map, tap_shapes
 from training.engine.objective import LOGITS
-from training.model.card import ModelCard
+from training.model.card import ModelCard, ancestry
 from training.model.classifier import classifier_names
 from training.model.create import check_input_size, create_model, load_state, preprocessing, read_state_dict
 from training.model.model_file import find_model, load_model, read_card
@@ -181,12 +181,6 @@ def _from_name(
     )
 
 
-def _provenance(card: ModelCard) -> dict[str, Any]:
-    """What a teacher's file says about what it knows, and from whom."""
-    told = ("split", "learned_from", "weights", "teachers")
-    return {"architecture": card.architecture} | {key: card.provenance[key] for key in told if key in card.provenance}
-
-
 def class_places(own: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
     """Which of a teacher's outputs are the student's classes, in their order; it may know more.
 
@@ -230,7 +224,7 @@ class TorchTeacher:
         fingerprint: str,
     ) -> None:
         self.name, self.spec = name, RenderSpec(card.size, card.fit)
-        self.provenance = _provenance(card)
+        self.provenance = ancestry(card)
         shapes = tap_shapes(model, card.size)
         self.columns: dict[str, tuple[int, ...]] = {}
         self._paths: dict[str, str] = {}
@@ -302,7 +296,7 @@ class OnnxTeacher:
         self.name, self.spec = path.stem, RenderSpec(card.size, card.fit)
         self.columns: dict[str, tuple[int, ...]] = {LOGITS: (len(classes),)}
         self.fingerprint = sha256(path.read_bytes() + repr(self._places).encode()).hexdigest()
-        self.provenance = _provenance(card)
+        self.provenance = ancestry(card)
 
     def ask(self, levels: Tensor) -> dict[str, Tensor]:
         """See `Teacher`."""

@@ -23,7 +23,8 @@ class DataConfig:
     Args:
         path: A cache (from augment_cache.build), a folder of crops, a folder of class folders, or photos with their
             annotations.json.
-        size: Side of the model's input in px; the cache's own size when absent, 64 for a folder.
+        size: Side of the model's input in px; when absent that of the model file that --model.name names, else of the
+            cache, 64 for a folder.
         batch_size: Images per step, over all processes together.
         train_on: train leaves the validation split for choosing the best epoch; train+val and all learn from more, so
             that there is nothing to choose by: the last epoch counts.

@@ -132,6 +132,14 @@ def trained_split(
     )
 
 
+def told_split(config: DataConfig) -> dict[str, Any]:
+    """How the data is cut, for the card: a cache was cut when it was built, whatever the options say now."""
+    if (config.path / MANIFEST_NAME).is_file():
+        built = read_manifest(config.path).recipe.get("split", {})
+        return {"val": built.get("val"), "test": built.get("test"), "split_seed": built.get("seed")}
+    return {"val": config.val, "test": config.test, "split_seed": config.split_seed}
+
+
 def training_sources(config: DataConfig) -> tuple[Source, Source | None]:
     """What to learn from, and what to validate on: None where everything is learned from.
 

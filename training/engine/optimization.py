@@ -120,6 +120,7 @@ def _option_names(name: str) -> list[str]:
         raise UsageError(f"--optimizer.name {name} cannot be had here: {error}; choose another") from error
     info = get_optimizer_info(name)
     dropped = {"eps": not info.has_eps, "betas": not info.has_betas}
+    takes -= {"capturable", "differentiable", "maximize"}  # what a step is, not how it goes
     takes -= {"params", "lr", "weight_decay", "momentum", *(option for option, drop in dropped.items() if drop)}
     return sorted(takes)
 

@@ -34,7 +34,7 @@ from training.engine.snapshot import restore, snapshot
 from training.engine.state import RunState
 from training.engine.tracking import RunLog
 from training.engine.watch import LossWatch, Trouble
-from training.model.card import ModelCard
+from training.model.card import ModelCard, ancestry
 from training.model.model_file import save_state
 
 LOOK_EVERY_ON_GPU = 50
@@ -341,7 +341,7 @@ class Run:
 
     def _snapshot(self) -> dict[str, Any]:
         begun = {"data": self.data, "network": self.network, "objective": self.trainer.objective.fingerprint}
-        return begun | snapshot(self.state, self.trainer, self.train_loader)
+        return begun | {"ancestry": ancestry(self.card)} | snapshot(self.state, self.trainer, self.train_loader)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         out = self.config.out
@@ -353,6 +353,9 @@ class Run:
             raise UsageError(f"{name} is not what it was when {out} was begun: its definition has changed; {cure}")
         if checkpoint.get("objective", "") != self.trainer.objective.fingerprint:
             raise UsageError(f"the teacher is not the one that {out} was begun with; {cure}")
+        # What it started from may be gone by now, or may have learned more.
+        known = {key: value for key, value in checkpoint.get("ancestry", {}).items() if key != "architecture"}
+        self.card = replace(self.card, provenance={**self.card.provenance, **known})
         try:
             self.state = restore(checkpoint, self.trainer, self.train_loader)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

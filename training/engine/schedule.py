@@ -21,6 +21,8 @@ WARMUP_START = 0.01
 """Where the warm-up begins, as a share of the peak."""
 ONECYCLE_START = 1 / 25
 """Where the one cycle begins, as a share of the peak."""
+FAR = 1_000_000
+"""No run has so many epochs, and no cycle is so much longer than another."""
 PLATEAU_GAIN = 1e-4
 """What counts as better for the plateau schedule, as a share of the best score."""
 
@@ -62,15 +64,15 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.name not in get_args(ScheduleName):
             raise UsageError(f"--schedule.name must be one of {', '.join(get_args(ScheduleName))}, got {self.name}")
-        rising = all(a < b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False))
+        rising = all(a < b <= FAR for a, b in zip((0.0, *self.milestones), self.milestones, strict=False))
         checks = {
             "epochs": (self.epochs > 0, "above 0"),
             "min_lr": (0 <= self.min_lr <= 1, "0 to 1"),
             "cycles": (1 <= self.cycles <= 1000, "1 to 1000"),
             "cycle_mul": (0.1 <= self.cycle_mul <= 10, "0.1 to 10"),
             "cycle_decay": (0 < self.cycle_decay <= 1, "above 0 and at most 1"),
-            "decay_epochs": (self.decay_epochs > 0, "above 0"),
-            "milestones": (rising, "above 0 and ascending"),
+            "decay_epochs": (0 < self.decay_epochs <= FAR, f"above 0 and at most {FAR:,}"),
+            "milestones": (rising, f"above 0, ascending, and at most {FAR:,}"),
             "decay_rate": (0 < self.decay_rate <= 1, "above 0 and at most 1"),
             "patience": (self.patience >= 0, "at least 0"),
             "power": (0 < self.power <= 10, "above 0 and at most 10"),
@@ -87,6 +89,11 @@ class ScheduleConfig:
             )
         if self.name == "multistep" and not self.milestones:
             raise UsageError("--schedule.name multistep needs --schedule.milestones, for example [10, 20]")
+        if (self.cycles - 1) * abs(math.log(self.cycle_mul)) > math.log(FAR):
+            raise UsageError(
+                f"--schedule.cycle_mul {self.cycle_mul} makes one of {self.cycles} cycles more than {FAR:,} times as "
+                "long as another; bring it nearer to 1, or take fewer --schedule.cycles"
+            )
         if self.cycle_decay ** (self.cycles - 1) < self.min_lr:
             raise UsageError(
                 f"--schedule.cycle_decay {self.cycle_decay} puts the peak of cycle {self.cycles} below "

@@ -194,6 +194,9 @@ def assemble(
         UsageError: The options cannot be carried out.
     """
     accelerator, card = machine.accelerator, network.card
+    stored = getattr(sources[0], "image_size", None)
+    if stored and stored < card.size and accelerator.is_main_process:
+        say(f"{name}: {config.data.path} holds images of {stored} px, enlarged to {card.size}; build a larger cache")
     wanted = TensorFormat("float32", card.mean, card.std, channels_last=network.channels_last)
     with agreeing(accelerator):  # preparing asks all processes
         labels = sources[0].labels
@@ -276,4 +279,7 @@ def _placed(config: RunConfig, machine: Machine, network: Network) -> tuple[nn.M
     if network.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model.to(device)
-    return (synchronise(model, device) if synced else model), frozen
+    if synced:
+        model = synchronise(model, device)
+        frozen = freeze(model, network.freeze)  # there may be other modules in their place now
+    return model, frozen

@@ -53,8 +53,8 @@ def check_rules(model: nn.Module, card: ModelCard) -> tuple[Finding, ...]:
     return (
         _macs_seen(model, card),
         _one_pass(model, card),
-        _with_teachers(_test_unused, card),
-        _with_teachers(_weights, card),
+        _with_ancestors(_test_unused, card),
+        _with_ancestors(_weights, card),
         _reproducible(card.provenance),
     )
 
@@ -121,17 +121,17 @@ def _one_pass(model: nn.Module, card: ModelCard) -> Finding:
     return Finding(rule="one_pass", ok=True, detail="all weights are used once for one image")
 
 
-def _with_teachers(check: Callable[[str, dict[str, Any]], Finding], card: ModelCard) -> Finding:
-    """The worst of what holds for a model and for its teachers, and theirs: a student knows what they know."""
+def _with_ancestors(check: Callable[[str, dict[str, Any]], Finding], card: ModelCard) -> Finding:
+    """The worst of what holds for a model, for its teachers and what it started from, and theirs: it knows that too."""
     waiting = [("", card.architecture, card.provenance)]
     findings = []
     while waiting:
         who, architecture, known = waiting.pop(0)
         finding = check(architecture, known)
         findings.append(replace(finding, detail=f"{who}{finding.detail}"))
-        for teacher in [found for found in known.get("teachers", []) if isinstance(found, dict)]:
-            name = f"its teacher {teacher.get('name', '')}: "
-            waiting.append((name, str(teacher.get("architecture", "")), teacher))
+        for kind, what in (("teachers", "its teacher"), ("starts", "started from")):
+            for one in [found for found in known.get(kind, []) if isinstance(found, dict)]:
+                waiting.append((f"{what} {one.get('name', '')}: ", str(one.get("architecture", "")), one))
     return min(findings, key=lambda finding: (False, None, True).index(finding.ok))
 
 

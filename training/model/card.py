@@ -71,6 +71,12 @@ class ModelCard:
         return "all" if len(splits) == len(SPLITS) else "+".join(splits)
 
 
+def ancestry(card: ModelCard) -> dict[str, Any]:
+    """What the card of a student, or of a network that goes on, has to repeat: what was learned, and from whom."""
+    told = ("split", "learned_from", "weights", "teachers", "starts")
+    return {"architecture": card.architecture} | {key: card.provenance[key] for key in told if key in card.provenance}
+
+
 def card_text(card: ModelCard) -> str:
     """The card as JSON, as it stands in files."""
     fields = asdict(card)
