@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from augment_cache.format.manifest import MANIFEST_NAME, file_sha256
 from augment_cache.format.strict_yaml import load_yaml
+from augment_cache.opening.sources import ANNOTATIONS_NAME
 from pipelines.console.files import write_json
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
@@ -115,11 +116,17 @@ def as_word(value: object) -> str:
 
 
 def identity_of(data: Path) -> str:
-    """What tells data from other data: of a cache the digest of its manifest, else of the images' names and sizes."""
-    manifest = data / MANIFEST_NAME
+    """What tells data from other data: of a cache the digest of its manifest, else of the images' names and sizes.
+
+    Args:
+        data: A cache, a folder of images, or photos with annotations, which count, too.
+    """
+    manifest, annotations = data / MANIFEST_NAME, data / ANNOTATIONS_NAME
     if manifest.is_file():
         return file_sha256(manifest)
-    return sha256(repr([(name, (data / name).stat().st_size) for name in list_images(data)]).encode()).hexdigest()
+    images: list[object] = [(name, (data / name).stat().st_size) for name in list_images(data)]
+    marks = [file_sha256(annotations)] if annotations.is_file() else []
+    return sha256(repr(images + marks).encode()).hexdigest()
 
 
 def recovery_options(data: Path, teacher: str) -> dict[str, object]:

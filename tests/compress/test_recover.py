@@ -1,6 +1,7 @@
 """Recovery by the training engine, and blocks that go one by one with recovery in between."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,13 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from augment_cache.format.manifest import file_sha256
 from compress.blocks.find import Found, Unit
 from compress.blocks.goal import Goal
 from compress.blocks.rank import Ranked
 from compress.blocks.steps import press_in_steps
 from compress.layers import LayersConfig, layers, table
 from compress.press.contract import NoEffectError
-from compress.press.recover import MARK_NAME, read_recipe, recover
+from compress.press.recover import MARK_NAME, identity_of, read_recipe, recover
 from pipelines.errors import UsageError
 from tests.training import runs
 from tests.training.conftest import cache, photos  # noqa: F401 - fixtures
@@ -329,3 +331,17 @@ def test_a_wrong_recipe_shows_before_anything_is_done(options):
     with pytest.raises(UsageError, match="learns from the val split, on which macro F1 is measured"):
         layers(options)
     assert not options.work.exists()
+
+
+# Once a bug: a folder was told from another by its path alone, and a ladder went on with half of the photos.
+def test_data_that_changes_is_other_data(cache, photos, tmp_path):  # noqa: F811
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    shutil.copytree(data, tmp_path / "moved")
+    first = identity_of(data)
+    assert identity_of(tmp_path / "moved") == first
+    assert identity_of(cache) == file_sha256(cache / "manifest.json") != first
+    (data / "annotations.json").write_text("{}", encoding="utf-8")
+    annotated = identity_of(data)
+    next(data.rglob("*.jpg")).unlink()
+    assert len({first, annotated, identity_of(data)}) == 3
