@@ -118,12 +118,22 @@ def _check_methods(config: DistillConfig, methods: list[Method]) -> None:
                 f"--method.name {config.method.name}: with {name} nothing that the classifier learns reaches the "
                 "layers before it, so a teacher's logits would not either; name one of the two"
             )
+    if config.method.balanced:
+        _check_balanced(config, methods)
     chooses = bool(config.stop.patience) or config.schedule.name == "plateau"
     if chooses and not taught and alpha_of(config.method, methods) == 1:
         raise UsageError(
             f"--method.name {config.method.name} with --method.alpha 1 trains no classifier, so that validation scores "
             "say nothing; leave out --stop.patience and --schedule.name plateau"
         )
+
+
+def _check_balanced(config: DistillConfig, methods: list[Method]) -> None:
+    alike = [method.card.name for method in methods if not method.weighs_images]
+    if alike:
+        raise UsageError(f"--method.balanced true: {alike[0]} compares images, which count alike; leave it out")
+    if not config.loss.class_balance:
+        raise UsageError("--method.balanced true takes the weights of --loss.class_balance, which is 0; give 0.5 or 1")
 
 
 def _check_teachers(config: DistillConfig, needing: list[str]) -> None:

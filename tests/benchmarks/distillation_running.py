@@ -56,6 +56,7 @@ def _method(name, teacher=T, *words):
 ROWS = {
     "none": Row("", ("--method.alpha", "0", "--teacher.paths", T), MAIN),
     "kd": Row("kd", _method("kd"), MAIN),
+    "kd, balanced": Row("--method.balanced true", _method("kd", T, "--method.balanced", "true"), MAIN),
     "dist": Row("dist", _method("dist")),
     "dkd": Row("dkd", _method("dkd")),
     "kd, T = 20, alpha = 0.3 (the competition's)": Row(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from augment_cache.build import BuildConfig, build
 from compress.export import ExportConfig, export
 from pipelines.engines.base import RenderSpec
 from pipelines.engines.cpu import CpuEngine
@@ -125,17 +126,24 @@ class TestMethods:
         train(config(cache, tmp_path / "b", schedule=SHORT, data=options(cache, tmp_path, teacher).data))
         assert not same_model(tmp_path / "a", tmp_path / "b")
 
-    def test_the_loss_is_what_the_formula_says(self, cache, teacher, tmp_path):
+    @pytest.mark.parametrize("balanced", [False, True])
+    def test_the_loss_is_what_the_formula_says(self, cache, photos, teacher, tmp_path, balanced):
         """The first step from the same weights, by hand: alpha of KD and the rest of the labels' loss."""
+        if balanced:
+            shutil.copytree(photos, tmp_path / "photos")
+            for path in sorted((tmp_path / "photos" / "red").iterdir())[10:]:
+                path.unlink()
+            cache = tmp_path / "cache"
+            build(BuildConfig(data=tmp_path / "photos", out=cache, size=32, copies=1, engine="cpu"))
         found = options(
             cache,
             tmp_path / "run",
             teacher,
-            MethodConfig(alpha=0.3, temperature=2.0),
+            MethodConfig(alpha=0.3, temperature=2.0, balanced=balanced),
             schedule=ScheduleConfig(epochs=1, warmup_epochs=0),
             optimizer=OptimizerConfig(name="sgd", lr=1e-12, momentum=0.5, weight_decay=0.0),
             model=ModelConfig(name="test_efficientnet"),
-            loss=LossConfig(label_smoothing=0.0),
+            loss=LossConfig(label_smoothing=0.0, class_balance=0.5 * balanced),
         )
         distill(found)
         source, _ = open_data(cache, ("train", "val"), OpenOptions())
@@ -146,6 +154,9 @@ class TestMethods:
             source, engine, LoaderOptions(batch_size=16, train=True, seed=0, view=View(flip=True, min_area=0.6))
         )
         expected = []
+        counts = np.bincount(source.labels)
+        rarity = torch.from_numpy(counts**-0.5 * len(source.labels) / np.sqrt(counts).sum())
+        assert (rarity.max() > 1.3) == balanced
         network.train()
         scale = torch.tensor(card.std).view(1, 3, 1, 1)
         for batch in loader:
@@ -153,8 +164,9 @@ class TestMethods:
             with torch.no_grad():
                 student, taught = network(images).double(), asked(images).double()
             p, q = (taught / 2).softmax(1), (student / 2).log_softmax(1)
-            kl = (p * (p.log() - q)).sum(1).mean()
-            labels = torch.nn.functional.cross_entropy(student, batch.labels)
+            own = rarity[batch.labels] if balanced else torch.ones(len(batch.labels))
+            kl = (own * (p * (p.log() - q)).sum(1)).mean()
+            labels = (own * torch.nn.functional.cross_entropy(student, batch.labels, reduction="none")).mean()
             expected.append(float(0.3 * 4 * kl + 0.7 * labels))
         engine.close()
         assert log_of(tmp_path / "run")[0]["train_loss"] == pytest.approx(np.mean(expected), rel=1e-4)
@@ -478,6 +490,11 @@ WRONG = {
     "a teacher for nothing": ({"method": MethodConfig(name="arcface")}, "asks no teacher"),
     "no such method": ({"method": MethodConfig(name="kdd")}, "kdd is unknown; there are kd, dkd"),
     "a method twice": ({"method": MethodConfig(name="kd,kd")}, "each once"),
+    "balance of nothing": ({"method": MethodConfig(balanced=True)}, "which is 0; give 0.5 or 1"),
+    "balance of images that are compared": (
+        {"method": MethodConfig(name="kd,dist", balanced=True), "loss": LossConfig(class_balance=0.5)},
+        "dist compares images, which count alike",
+    ),
     "no such layer": ({"method": MethodConfig(name="feature", layer="blocks.9")}, "blocks.9: the network has no such"),
     "no sum": ({"method": MethodConfig(name="residual")}, "name both"),
     "mixed arcface": ({"method": MethodConfig(name="arcface"), "mix": MixConfig(mixup=1.0)}, "leave out --mix"),

@@ -40,6 +40,7 @@ class Distilled:
         self._alpha = alpha_of(config.method, methods)
         self._scale = config.method.scale
         self._temperature = temperature_of(methods)
+        self._weights = setting.loss.class_weights if config.method.balanced else None
         kept = bool(teachers) and keeps(config.teacher.outputs, setting.loader.options)
         self._answers: list[KeptAnswers | OnlineAnswers] = [
             KeptAnswers(teacher, setting, config.teacher, config.data) if kept else OnlineAnswers(teacher, setting)
@@ -86,6 +87,7 @@ class Distilled:
             labels=forward.labels,
             targets=targets,
             right=right,
+            weights=None if self._weights is None else targets.float() @ self._weights,
             mixed=forward.mix is not None and forward.mix.share < 1,
             total=forward.total,
         )

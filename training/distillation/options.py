@@ -80,6 +80,8 @@ class MethodConfig:
             training, bit for bit.
         temperature: Of kd, dkd, dist and residual; the method's own choice when absent.
         scale: Multiplies the loss of the method.
+        balanced: Each image counts in the method as --loss.class_balance lets its class count in the labels' share;
+            without, rare classes fade as alpha grows. Not for dist and relational, which compare images.
         dkd_target: Of dkd: weight of the label's own probability (the paper's alpha).
         dkd_others: Of dkd: weight of the other classes (the paper's beta).
         dist_inter: Of dist: weight of the correlation within images (the paper's beta).
@@ -99,6 +101,7 @@ class MethodConfig:
     alpha: float | None = None
     temperature: float | None = None
     scale: float = 1.0
+    balanced: bool = False
     dkd_target: float = 1.0
     dkd_others: float = 2.0
     dist_inter: float = 1.0

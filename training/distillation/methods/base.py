@@ -68,6 +68,7 @@ class Seen:
         labels: int64 [k].
         targets: Float [k, classes]; the labels, mixed as the images are.
         right: bool [k]; where the teacher may be listened to.
+        weights: Float [k]; how much each image counts, 1 on average; None for all alike.
         mixed: The images are mixed.
         total: Images of the batch, of all processes together.
     """
@@ -79,6 +80,7 @@ class Seen:
     labels: Tensor
     targets: Tensor
     right: Tensor
+    weights: Tensor | None
     mixed: bool
     total: int
 
@@ -93,6 +95,8 @@ class Seen:
         Args:
             losses: Float [k].
         """
+        if self.weights is not None:
+            losses = losses * self.weights
         return torch.where(self.right, losses, 0.0).sum() / self.total
 
     def together(self, *tensors: Tensor) -> list[Tensor]:
@@ -116,6 +120,8 @@ class Method:
     asks_logits: ClassVar[bool] = True
     asks_embedding: ClassVar[bool] = False
     asks_features: ClassVar[bool] = False
+    weighs_images: ClassVar[bool] = True
+    """Images count one by one, so that some can count more."""
     most_images: ClassVar[int] = 0
     """Of a batch; 0 for any number."""
     lone_classifier: ClassVar[bool] = False

@@ -101,6 +101,7 @@ class Relational(Method):
     )
     asks_logits = False
     asks_embedding = True
+    weighs_images = False
     most_images = 256
 
     def parts(self, student: Student, teacher: Teacher | None) -> dict[str, Part]:

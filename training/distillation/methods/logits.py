@@ -84,6 +84,8 @@ class Dist(Method):
         temperature=4.0,
     )
 
+    weighs_images = False
+
     @property
     def size(self) -> float:
         """See `Method`."""
