@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -206,10 +207,11 @@ def steps_of(run):
 
 
 def work(queue, body, options):
-    """Make calls until there are none."""
+    """Make calls until there are none, or nobody is left who wants them."""
+    parent = os.getppid()
     while True:
         call = queue.get()
-        if call is None:
+        if call is None or os.getppid() != parent:
             return
         try:
             body(*call, options)
