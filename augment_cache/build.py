@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from augment_cache.building.folder import claim, finish, missing_shards, refuse_strangers
+from augment_cache.building.folder import claim, finish, known_shards, missing_shards, refuse_strangers
 from augment_cache.building.lock import building, turn
 from augment_cache.building.run import Workers, build_shards
 from augment_cache.building.shard_plan import ShardTask, assign, shard_count
@@ -139,7 +139,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
         `seconds`; `sources_per_second`. While it is not complete, `splits` is empty.
     """
     start = time.monotonic()
-    if config.data.resolve() in (config.out.resolve(), *config.out.resolve().parents):
+    data, out = config.data.resolve(), config.out.resolve()
+    if out == data or (data in out.parents and not any(part[0] == "." for part in out.relative_to(data).parts)):
         raise UsageError(f"--out {config.out} lies in --data {config.data}, whose folders are classes; choose another")
     refuse_strangers(config.out)
     plan = make_plan(config)
@@ -173,7 +174,8 @@ def carry_out(config: BuildConfig, plan: Plan, advance: Advance) -> Outcome:
     results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, given)
     with turn(config.out):
         # A cache that was whole, and of which this part has changed nothing, stays as it is.
-        untouched = bool(given.known) and all(result.reused for result in results)
+        whole = bool(given.known) and known_shards(config.out, plan.tasks) == given.known
+        untouched = whole and all(result.reused for result in results)
         others = [task for number, task in enumerate(plan.tasks) if number % config.of != config.part]
         threads = config.threads or usable_cores()
         missing = missing_shards(config.out, plan.recipe, others, 0 if untouched else threads)

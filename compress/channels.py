@@ -236,7 +236,7 @@ def _belongs(config: ChannelsConfig, subject: Subject, recipe: Path, data: Path)
     return {
         "model": file_sha256(subject.path),
         "recipe": file_sha256(recipe),
-        "data": identity_of(data),
+        "data": identity_of(data, config.work or config.out),
         **{name: getattr(config, name) for name in (*goal, *choice)},
     }
 

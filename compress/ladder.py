@@ -214,7 +214,7 @@ def _belongs(config: LadderConfig, rungs: tuple[Rung, ...], model: Path) -> dict
     names = ("target", "allow", "split", "test", "teacher", "presets", "latency_rounds")
     return {
         "model": file_sha256(model),
-        "data": identity_of(config.data),
+        "data": identity_of(config.data, config.work),
         "rungs": [json.loads(json.dumps(asdict(rung), default=str)) for rung in rungs],
         "recoveries": [file_sha256(rung.recover) if rung.recover else "" for rung in rungs],
         **{name: getattr(config, name) for name in names},

@@ -205,7 +205,10 @@ def read_file(path: Path | str) -> NDArray[np.uint8]:
     """
     try:
         # A file object costs more than reading a small file. Opening a pipe would wait for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except BlockingIOError:  # a lease of somebody who may be writing, such as a file server: he is asked, we wait
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):

@@ -21,6 +21,7 @@ from training.distillation.objective import Distilled
 from training.distillation.options import DistillConfig, links
 from training.distillation.teachers import Teacher, Wanted, open_teacher
 from training.engine.agree import agreeing
+from training.engine.checkpoint import Checkpoints
 from training.engine.data import training_sources
 from training.engine.folder import claim
 from training.engine.learner import Part, tap_shapes
@@ -95,8 +96,9 @@ def _check_link(config: DistillConfig, source: Source) -> None:
     """Raises UsageError where a later link of a chain could not begin, as far as that shows without its teacher."""
     methods = make_methods(config.method)
     _check(config, methods)
-    student = _student(make_network(config, source))
-    for method in methods:
+    begun = bool(Checkpoints(config.out, config.save.keep).paths())
+    student = _student(make_network(config, source, started=begun))
+    for method in methods if alpha_of(config.method, methods) > 0 else ():
         method.features(student)
         if not method.needs_teacher:
             method.parts(student, None)

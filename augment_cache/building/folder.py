@@ -60,8 +60,7 @@ def _is_ours(entry: Path) -> bool:
             return not is_foreign_state(entry)
     except FileNotFoundError:  # another part is tidying
         return True
-    partial = tuple(f".{name}.partial-" for name in OUR_FILES)
-    return entry.name == ".turn" or entry.name.startswith((".lock", *partial))
+    return entry.name.startswith(".")  # locks, files in the making, and what a file manager leaves
 
 
 def _is_shard(file: Path) -> bool:
@@ -97,7 +96,7 @@ def claim(out: Path, recipe: Recipe, tasks: list[ShardTask], *, cut: bool, force
         other = "versions"
     if other:
         _clear(out)
-    known = _known_shards(out, tasks)
+    known = known_shards(out, tasks)
     if not known:
         (out / MANIFEST_NAME).unlink(missing_ok=True)
     wanted.write(out)  # also where it is there: a damaged one must not get into the manifest's checksums
@@ -138,7 +137,7 @@ def _images_difference(out: Path, tasks: Sequence[ShardTask]) -> str:
     return "" if same else "of other images"
 
 
-def _known_shards(out: Path, tasks: Sequence[ShardTask]) -> dict[str, str]:
+def known_shards(out: Path, tasks: Sequence[ShardTask]) -> dict[str, str]:
     """The shards of a finished cache, path → SHA-256; none if it is not one that a build may leave as it is."""
     try:
         shards = read_manifest(out).shards
@@ -221,8 +220,7 @@ def finish(
             (out / MANIFEST_NAME).unlink(missing_ok=True)
             raise UsageError(f"no image of the {split} split could be read; {out / REJECTED_NAME} says why")
     empty = [name for name, count in _split_entry(recipe.classes, facts["train"]).classes.items() if not count]
-    if empty and not allow_empty_classes:
-        (out / MANIFEST_NAME).unlink(missing_ok=True)
+    if empty and not allow_empty_classes:  # a manifest that is still there is that of a cache which is whole
         raise UsageError(
             f"no image of class {empty[0]!r} for training could be read, {out / REJECTED_NAME} says why; mend them, "
             "or give --allow_empty_classes true"

@@ -14,7 +14,7 @@ from augment_cache.opening.sources import ANNOTATIONS_NAME
 from pipelines.console.files import write_json
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
-from pipelines.sources import list_images
+from pipelines.sources import SPLITS, list_images
 from training.distill import distill
 from training.distillation.options import DistillConfig
 from training.engine.config import TrainConfig
@@ -115,18 +115,23 @@ def as_word(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def identity_of(data: Path) -> str:
+def identity_of(data: Path, work: Path) -> str:
     """What tells data from other data: of a cache the digest of its manifest, else of the images' names and sizes.
 
     Args:
         data: A cache, a folder of images, or photos with annotations, which count, too.
+        work: A folder that does not count, should it lie there.
     """
     manifest, annotations = data / MANIFEST_NAME, data / ANNOTATIONS_NAME
     if manifest.is_file():
         return file_sha256(manifest)
-    images: list[object] = [(name, (data / name).stat().st_size) for name in list_images(data)]
-    marks = [file_sha256(annotations)] if annotations.is_file() else []
-    return sha256(repr(images + marks).encode()).hexdigest()
+    roots = [folder for folder in (data / split for split in SPLITS) if folder.is_dir()] or [data]
+    files = [root / name for root in roots for name in list_images(root)]
+    marks: list[object] = [file_sha256(annotations)] if annotations.is_file() else []
+    for file in files:
+        if work.absolute() not in file.absolute().parents:
+            marks.append((file.relative_to(data).as_posix(), file.stat().st_size))
+    return sha256(repr(marks).encode()).hexdigest()
 
 
 def recovery_options(data: Path, teacher: str) -> dict[str, object]:

@@ -6,8 +6,8 @@
     WORK/rung-01/run/               the recovery
     WORK/rung-01/rung.json          how it ended: the rung is complete
 
-Each file appears whole or not at all, and what is there is not made again. The folder may be moved: models are named
-relative to it.
+Each file appears whole or not at all, and what is there is not made again. Rungs that are complete may be moved with
+the folder: models are named relative to it.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from compress.press.contract import NoEffectError
 from compress.press.working import belongs_to
 from compress.rungs.recipe import Rung
-from pipelines.console.files import inside, write_json
+from pipelines.console.files import write_json
 from pipelines.errors import UsageError
 
 RUNG_NAME, PRESSED_NAME, RUN_NAME = "rung.json", "pressed.safetensors", "run"
@@ -109,7 +109,7 @@ def climb(
         left = sum(later.free for later in rungs[number - 1 :])
         wanted = share_of_the_way(last.macs, macs, left) if rung.free and macs is not None else None
         folder = work / f"rung-{number:02d}"
-        ended = _read(folder, start) or _climb(number, rung, folder, last, tools, allow, wanted, pause)
+        ended = _read(folder, start) or _climb(number, rung, folder, last, start, tools, allow, wanted, pause)
         climbed.append(ended)
         tell(ended)
         last = ended if ended.verdict == "kept" else last
@@ -137,7 +137,7 @@ def _beginning(start: Path, folder: Path, tools: Tools) -> Climbed:
     if found is not None:
         return found
     evaluation = tools.evaluate(start, folder)
-    return _write(folder, 0, "", "start", start, evaluation, "")
+    return _write(folder, 0, "", "start", start, evaluation, "", start)
 
 
 def _climb(
@@ -145,6 +145,7 @@ def _climb(
     rung: Rung,
     folder: Path,
     before: Climbed,
+    start: Path,
     tools: Tools,
     allow: float,
     macs: int | None,
@@ -156,7 +157,7 @@ def _climb(
         try:
             report = tools.press(rung, number, Path(before.model), macs, pressed)
         except NoEffectError as error:
-            return _write(folder, number, rung.press, "no effect", Path(before.model), None, str(error), before)
+            return _write(folder, number, rung.press, "no effect", Path(before.model), None, str(error), start, before)
         write_json(pressed.with_suffix(".json"), report)
     pause()
     model = pressed if rung.recover is None else tools.recover(rung, pressed, folder / RUN_NAME)
@@ -165,7 +166,7 @@ def _climb(
     floor = before.macro_f1 - (allow if rung.allow is None else rung.allow)
     kept = evaluation["macro_f1"] >= floor
     why = "" if kept else f"macro F1 {evaluation['macro_f1']:.4f} is below {floor:.4f}"
-    return _write(folder, number, rung.press, "kept" if kept else "rolled back", model, evaluation, why)
+    return _write(folder, number, rung.press, "kept" if kept else "rolled back", model, evaluation, why, start)
 
 
 def _write(
@@ -176,6 +177,7 @@ def _write(
     model: Path,
     evaluation: Mapping[str, Any] | None,
     why: str,
+    start: Path,
     before: Climbed | None = None,
 ) -> Climbed:
     tested = None if evaluation is None else evaluation.get("tested")
@@ -183,17 +185,30 @@ def _write(
         number=number,
         press=press,
         verdict=verdict,
-        model=str(model.resolve()),
+        model=str(model.absolute()),
         macro_f1=before.macro_f1 if before else float((evaluation or {})["macro_f1"]),
         macs=before.macs if before else int((evaluation or {})["macs"]),
         why=why,
         evaluation=None if evaluation is None else {key: value for key, value in evaluation.items() if key != "tested"},
         tested=tested,
     )
-    work, path = folder.parent.resolve(), model.resolve()
-    name = path.relative_to(work).as_posix() if work in path.parents else ""
-    write_json(folder / RUNG_NAME, {**asdict(ended), "model": name})
+    write_json(folder / RUNG_NAME, {**asdict(ended), "model": _name(model, folder.parent, start)})
     return ended
+
+
+def _name(model: Path, work: Path, start: Path) -> str:
+    """How `rung.json` names a model: empty for the beginning, relative to the folder, absolute outside of it."""
+    if model.resolve() == start.resolve():
+        return ""
+    path, folder = model.absolute(), work.absolute()
+    return path.relative_to(folder).as_posix() if folder in path.parents else str(path)
+
+
+def _named(name: str, work: Path, start: Path) -> Path:
+    """The other way round. Once all names were absolute: what they say of a rung is taken from this folder's own."""
+    parts = Path(name).parts
+    rungs = [number for number, part in enumerate(parts) if part.startswith("rung-")]
+    return work.joinpath(*parts[rungs[-1] if rungs else 0 :]) if name else start
 
 
 def _read(folder: Path, start: Path) -> Climbed | None:
@@ -208,9 +223,9 @@ def _read(folder: Path, start: Path) -> Climbed | None:
         return None
     try:
         ended = Climbed(**json.loads(path.read_text(encoding="utf-8")))
-        model = inside(folder.parent, ended.model) if ended.model else start.resolve()
+        model = _named(ended.model, folder.parent, start)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); delete {folder} and the rungs after it") from error
-    if model is None or not model.is_file():
-        raise UsageError(f"{path}: there is no model {ended.model!r}; delete {folder} and the rungs after it")
-    return replace(ended, model=str(model.resolve()))
+    if ".." in Path(ended.model).parts or not model.is_file():
+        raise UsageError(f"{path}: the model {model} is gone; bring it back, or delete {folder} and the rungs after it")
+    return replace(ended, model=str(model.absolute()))

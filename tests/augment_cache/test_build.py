@@ -290,6 +290,7 @@ def test_building_into_the_sources_is_refused(cut_photos, build_cache, hashes):
         with pytest.raises(UsageError, match="lies in --data"):
             build_cache(cut_photos, out, force=True)
     assert hashes(cut_photos) == before
+    assert build_cache(cut_photos, cut_photos / ".cache")["complete"], "hidden folders are no classes"
 
 
 # Once a bug: a class of which no image could be read was left out without a word.
@@ -303,6 +304,9 @@ def test_a_class_that_cannot_be_read_is_no_empty_class(own_photos, build_cache, 
     assert not (out / "manifest.json").exists()
     report = build_cache(own_photos, out, allow_empty_classes=True)
     assert (report["built_shards"], report["splits"]["train"]["classes"]["Paper"]) == (0, 0)
+    with pytest.raises(UsageError, match="no image of class 'Paper'"):
+        build_cache(own_photos, out)
+    assert (out / "manifest.json").exists(), "a whole cache stays one"
 
 
 # Once a bug: an end of line of old Macs in a name cut a row of a CSV in two, and the file changed its split.
@@ -329,7 +333,8 @@ def test_a_pipe_among_the_images_is_rejected(own_photos, build_cache, tmp_path):
 
 
 def test_what_a_file_manager_leaves_does_no_harm(photos, own_cache, build_cache):
-    (own_cache / "train" / ".DS_Store").write_bytes(b"x")
+    for folder in (own_cache, own_cache / "train"):
+        (folder / ".DS_Store").write_bytes(b"x")
     assert build_cache(photos, own_cache)["built_shards"] == 0
     assert verify(VerifyConfig(cache=own_cache))["damage"] == []
 

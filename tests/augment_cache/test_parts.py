@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import augment_cache.build as job
@@ -160,6 +161,32 @@ def test_part_of_an_update_is_not_complete(cut_photos, in_parts, jpeg, tmp_path,
     report, last = in_parts(cut_photos, out, 2, [first, 1 - first])
     assert (report["complete"], report["missing_shards"] > 0) == (False, True)
     assert (last["complete"], last["missing_shards"]) == (True, 0)
+
+
+# Once a bug: a part that had changed nothing wrote the manifest that another had taken away meanwhile.
+def test_a_part_that_is_late_does_not_vouch_for_the_others(cut_photos, in_parts, jpeg, tmp_path, monkeypatch):
+    out, build_shards = tmp_path / "cache", job.build_shards
+    in_parts(cut_photos, out, 3)
+    mine = set()
+    for name in _in_order(shards(out))[::3]:
+        sources = pa.ipc.open_file(out / name).read_all()["source"].to_pylist()
+        mine |= {cut_photos / Path(name).parent / source for source in sources}
+    for number, path in enumerate(sorted(cut_photos.rglob("*.jpg"))):
+        if path not in mine:
+            path.write_bytes(jpeg(4000 + number))
+
+    def late(*arguments):
+        results = build_shards(*arguments)
+        monkeypatch.setattr(job, "build_shards", build_shards)
+        (other,) = in_parts(cut_photos, out, 3, [1])
+        assert not other["complete"]
+        return results
+
+    monkeypatch.setattr(job, "build_shards", late)
+    (report,) = in_parts(cut_photos, out, 3, [0])
+    assert (report["complete"], report["missing_shards"] > 0) == (False, True)
+    assert not (out / "manifest.json").exists()
+    assert in_parts(cut_photos, out, 3, [2])[0]["complete"]
 
 
 def test_an_interrupted_change_leaves_no_manifest(cut_photos, in_parts, build_cache, hashes, jpeg, tmp_path):

@@ -338,10 +338,22 @@ def test_data_that_changes_is_other_data(cache, photos, tmp_path):  # noqa: F811
     data = tmp_path / "photos"
     shutil.copytree(photos, data)
     shutil.copytree(data, tmp_path / "moved")
-    first = identity_of(data)
-    assert identity_of(tmp_path / "moved") == first
-    assert identity_of(cache) == file_sha256(cache / "manifest.json") != first
+    work = data / "work"
+
+    def identity(folder):
+        return identity_of(folder, work)
+
+    first = identity(data)
+    assert identity(tmp_path / "moved") == first
+    assert identity(cache) == file_sha256(cache / "manifest.json") != first
+    work.mkdir()
+    (work / "ladder.png").write_bytes(b"x")
+    assert identity(data) == first
+    for split in ("train", "test"):
+        (tmp_path / "linked" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "linked" / split).symlink_to(data)
+    assert identity(tmp_path / "linked") != first
     (data / "annotations.json").write_text("{}", encoding="utf-8")
-    annotated = identity_of(data)
+    annotated = identity(data)
     next(data.rglob("*.jpg")).unlink()
-    assert len({first, annotated, identity_of(data)}) == 3
+    assert len({first, annotated, identity(data)}) == 3

@@ -1,6 +1,7 @@
 """Folders as sources: what is listed, what is refused, and ids that stay."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.datasets import SplitOptions, open_splits
 from pipelines.errors import CorruptSampleError, UsageError
-from pipelines.sources import IMAGE_SUFFIXES, open_folder, sample_id
+from pipelines.sources import IMAGE_SUFFIXES, open_folder, read_file, sample_id
 
 GOLDEN_ID = 3745341563533021923
 GOLDEN_ID_UMLAUT = 12617593365022009481
@@ -243,6 +244,30 @@ def test_a_class_that_cannot_be_learned_is_refused(tmp_path):
     refused(lambda: open_splits(tmp_path, SplitOptions()), "'paper'", tmp_path / "train")
     splits = open_splits(tmp_path, SplitOptions(), allow_empty_classes=True)
     assert splits["val"].classes == ("can", "glass", "paper")
+
+
+LEASE = """
+import fcntl, signal, sys
+file = open(sys.argv[1], "rb+")
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+print("held", flush=True)
+signal.pause()
+signal.pause()
+"""
+
+
+# Once a bug: an image that a file server had lent to somebody could not be read.
+def test_a_file_with_a_lease_is_waited_for(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    words = [sys.executable, "-c", LEASE, str(tmp_path / "a.jpg")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as holder:
+        try:
+            if holder.stdout.readline() != "held\n":
+                pytest.skip("this file system has no leases")
+            assert read_file(tmp_path / "a.jpg").tobytes() == b"image"
+        finally:
+            holder.kill()
 
 
 def test_nothing_to_open(tmp_path):
