@@ -377,6 +377,17 @@ class TestTeachers:
             assert questions == []
             assert not (tmp_path / "run" / "chain-0" / "run.json").exists()
 
+    # Once a bug: what was finished asked for the weights that it had started from.
+    def test_a_chain_that_goes_on_needs_no_starting_weights(self, cache, teacher, tmp_path):
+        start = tmp_path / "start.safetensors"
+        model, card = load_model(teacher / "best.safetensors")
+        save_model(start, model, card)
+        from_there = ModelConfig(name=card.architecture, weights=str(start))
+        found = options(cache, tmp_path / "run", teacher, chain=card.architecture, model=from_there)
+        report = distill(found)
+        start.unlink()
+        assert distill(found)["val_macro_f1"] == report["val_macro_f1"]
+
     # Once a bug: 0 · nan is no gradient, and the message spoke of samples that cannot be read.
     def test_answers_that_are_no_numbers_are_left_out(self, cache, teacher, tmp_path, monkeypatch, capfd):
         ask = TorchTeacher.ask
