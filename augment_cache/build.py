@@ -14,7 +14,7 @@ from augment_cache.building.lock import building, turn
 from augment_cache.building.run import Workers, build_shards
 from augment_cache.building.shard_plan import ShardTask, assign, shard_count
 from augment_cache.building.state import read_identity, read_splits
-from augment_cache.building.worker import Advance, Recipe, ShardResult
+from augment_cache.building.worker import Advance, Claim, Recipe, ShardResult
 from augment_cache.format.manifest import MANIFEST_NAME, Manifest
 from augment_cache.format.policy import PolicyFile, policy_as_dict, read_policy
 from augment_cache.format.shards import Encoding
@@ -173,17 +173,23 @@ def carry_out(config: BuildConfig, plan: Plan, advance: Advance) -> Outcome:
         given = claim(config.out, plan.recipe, plan.tasks, cut=plan.cut, force=config.force, part=config.of > 1)
     results = build_shards(plan.recipe, tasks, config.out, make_workers(config, tasks), advance, given)
     with turn(config.out):
-        # A cache that was whole, and of which this part has changed nothing, stays as it is.
-        whole = bool(given.known) and known_shards(config.out, plan.tasks) == given.known
-        untouched = whole and all(result.reused for result in results)
-        others = [task for number, task in enumerate(plan.tasks) if number % config.of != config.part]
-        threads = config.threads or usable_cores()
-        missing = missing_shards(config.out, plan.recipe, others, 0 if untouched else threads)
-        if missing and not untouched:
-            (config.out / MANIFEST_NAME).unlink(missing_ok=True)
+        missing = _left_to_others(config, plan, given, results) if config.of > 1 else []
         empty = config.allow_empty_classes
         manifest = None if missing else finish(config.out, plan.recipe, plan.tasks, results, allow_empty_classes=empty)
     return Outcome(manifest, results, missing)
+
+
+def _left_to_others(config: BuildConfig, plan: Plan, given: Claim, results: list[ShardResult]) -> list[str]:
+    """Shards of other parts that are missing or out of date; then there is no manifest any more."""
+    # A cache that was whole, and of which this part has changed nothing, stays as it is.
+    whole = bool(given.known) and known_shards(config.out, plan.tasks) == given.known
+    untouched = whole and all(result.reused for result in results)
+    others = [task for number, task in enumerate(plan.tasks) if number % config.of != config.part]
+    threads = config.threads or usable_cores()
+    missing = missing_shards(config.out, plan.recipe, others, 0 if untouched else threads)
+    if missing and not untouched:
+        (config.out / MANIFEST_NAME).unlink(missing_ok=True)
+    return missing
 
 
 def make_plan(config: BuildConfig, policy: PolicyFile | None = None, known: dict[str, str] | None = None) -> Plan:

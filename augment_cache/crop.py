@@ -157,12 +157,13 @@ def _check_out(config: CropConfig) -> None:
     for source in (config.data.resolve(), config.annotations_file.resolve()):
         if out == source or out in source.parents:
             raise UsageError(f"--out {config.out} holds {source}, which must not be replaced; choose another --out")
-    if config.overwrite and out.is_dir() and any(out.iterdir()) and not (out / TABLE_FILE).is_file():
+    if not (config.overwrite and out.is_dir() and any(out.iterdir())):
+        return
+    if not (out / TABLE_FILE).is_file():
         raise UsageError(
             f"--out {config.out} is no crops folder (no {TABLE_FILE}), so it is kept; choose another --out"
         )
-    if config.overwrite and out.is_dir():
-        refuse_others(out, {TABLE_FILE, REJECTED_FILE, *SPLITS})
+    refuse_others(out, {TABLE_FILE, REJECTED_FILE, *SPLITS})
 
 
 def _check_classes(

@@ -49,8 +49,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """
     with StopSignals() as signals:
         runs = links(config)
-        for number, link in enumerate(runs, start=1):
-            report = _distill(link, signals, later=runs[number:])
+        for link in runs:
+            report = _distill(link, signals, later=runs[1:] if link is runs[0] else [])
     return report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from augment_cache.building.facts import ShardFacts, read_facts
-from augment_cache.building.shard_plan import ShardTask, content_digest, fingerprint, listing_checksum
+from augment_cache.building.shard_plan import ShardTask, listing_checksum
 from augment_cache.building.state import (
     SPLITS_NAME,
     identity_of,
@@ -18,7 +18,7 @@ from augment_cache.building.state import (
     read_splits,
     write_splits,
 )
-from augment_cache.building.worker import Claim, Recipe, ShardResult, read_source, read_state
+from augment_cache.building.worker import Claim, Recipe, ShardResult, fingerprint_now, read_state
 from augment_cache.format.manifest import (
     BUILD_NAME,
     MANIFEST_NAME,
@@ -182,8 +182,7 @@ def missing_shards(out: Path, recipe: Recipe, tasks: Sequence[ShardTask], thread
         return missing
 
     def is_made_from(task: ShardTask) -> bool:
-        digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
-        return bool(found[task.file].get("fingerprint") == fingerprint(listings[task.file], digests))
+        return bool(found[task.file].get("fingerprint") == fingerprint_now(task, listings[task.file]))
 
     with ThreadPoolExecutor(threads) as pool:
         return [task.file for task, same in zip(tasks, pool.map(is_made_from, tasks), strict=True) if not same]

@@ -277,8 +277,7 @@ class ShardBuilder:
         listing = listing_checksum(self._recipe.values, self._recipe.classes, task)
         if found is None or any(found.get(key) != value for key, value in self._metadata(task, listing).items()):
             return None
-        digests = [content_digest(read_source(task, position)[0]) for position in range(len(task.files))]
-        shard = self._whole(path, found) if found.get("fingerprint") == fingerprint(listing, digests) else None
+        shard = self._whole(path, found) if found.get("fingerprint") == fingerprint_now(task, listing) else None
         if shard is None:
             return None
         facts = read_facts(shard, task.file, len(self._recipe.classes))
@@ -355,6 +354,11 @@ def _done(codes: list[int], values: list[float], centres: list[list[float]]) -> 
         tuple([values[slot] for slot in slots]),
         tuple([number for slot in slots for number in centres[slot]]),
     )
+
+
+def fingerprint_now(task: ShardTask, listing: str) -> str:
+    """The fingerprint of a shard made from the files as they are now; reads them all. `listing`: its checksum."""
+    return fingerprint(listing, [content_digest(read_source(task, place)[0]) for place in range(len(task.files))])
 
 
 def read_source(task: ShardTask, position: int) -> tuple[Image, str]:

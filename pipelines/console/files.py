@@ -25,8 +25,7 @@ def replacing(path: Path, moving: Moving = nullcontext) -> Iterator[IO[bytes]]:
         moving: Around the renaming.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # On a file system that several machines share, a process number alone may be somebody else's too.
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
+    aside = path.with_name(f".{path.name}.partial-{_own_mark()}")
     try:
         with aside.open("wb") as file:
             yield file
@@ -37,6 +36,11 @@ def replacing(path: Path, moving: Moving = nullcontext) -> Iterator[IO[bytes]]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _own_mark() -> str:
+    """For names: where machines or containers share a disk, a process number alone may be somebody else's too."""
+    return f"{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -97,8 +101,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{target} is there already; choose another --out or give --overwrite true to replace it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Two containers that share a disk may have the same process number.
-    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
+    mark = _own_mark()
     aside = target.with_name(f".{target.name}.partial-{mark}")
     aside.mkdir()
     try:

@@ -272,14 +272,13 @@ def _with_parts(model: nn.Module, network: Network, device: torch.device) -> nn.
 def _placed(config: RunConfig, machine: Machine, network: Network) -> tuple[nn.Module, list[nn.Module]]:
     """The network on its device, in its memory format; and its frozen parts."""
     model, device = network.model, machine.accelerator.device
-    frozen = freeze(model, network.freeze)
-    synced = network.sync_batchnorm and machine.process.world > 1
-    if not synced:
-        _check_batch_statistics(model, frozen, config, machine.process.world)
     if network.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model.to(device)
+    synced = network.sync_batchnorm and machine.process.world > 1
     if synced:
         model = synchronise(model, device)
-        frozen = freeze(model, network.freeze)  # there may be other modules in their place now
+    frozen = freeze(model, network.freeze)  # not before: synchronising may put other modules in their place
+    if not synced:
+        _check_batch_statistics(model, frozen, config, machine.process.world)
     return model, frozen
