@@ -379,7 +379,9 @@ for line in sys.stdin:
         code = "import time\\nend = time.process_time() + 0.15\\nwhile time.process_time() < end: pass"
         subprocess.run([sys.executable, "-S", "-E", "-c", code])
     if command == "child":
-        subprocess.Popen([sys.executable, "-S", "-E", "-c", "import time; time.sleep(30)"])
+        code = "import time\\nprint('started', flush=True)\\ntime.sleep(30)"
+        child = subprocess.Popen([sys.executable, "-S", "-E", "-c", code], stdout=subprocess.PIPE)
+        child.stdout.readline()
     print(json.dumps({"error": "no"} if command == "complain" else {"did": command}), flush=True)
 """
 
