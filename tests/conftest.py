@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: threads that spin while they wait take ten times as long where others use the cores, too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# On top of what hypothesis takes for CI: a machine that stalls for a moment is no defect.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 LONGEST = ("tests/slurm/test_cluster.py", "tests/test_road.py")
 

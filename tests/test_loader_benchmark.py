@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from hypothesis import given
@@ -422,7 +423,7 @@ def test_cpu_seconds_of_processes_that_ended_are_not_lost(fake):
     fake.hear()
     before = fake.cpu_seconds()
     fake.ask("work")
-    assert 0.12 < fake.cpu_seconds() - before < 1.0
+    assert 0.12 < fake.cpu_seconds() - before < 5.0
     assert fake.settle()
 
 
@@ -442,7 +443,18 @@ def test_closing_ends_children_too(fake):
     tree = fake.tree()
     assert len(tree) == 2
     fake.close()
-    assert not any(process.is_running() and process.status() != "zombie" for process in tree)
+    patience = time.monotonic() + 30
+    while not all(map(gone, tree)) and time.monotonic() < patience:
+        time.sleep(0.02)
+    assert all(map(gone, tree))
+
+
+def gone(process):
+    """Ended; perhaps nobody has asked how yet."""
+    try:
+        return process.status() == "zombie"
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_squares_are_the_same_pixels_twice(tmp_path):

@@ -15,7 +15,7 @@ from pipelines.plan import View
 from tests.augment_cache.test_bad_cache import flip, place
 from tests.pipelines.small_sources import loaders, pixels_by_row, rows_of, steps
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 needs_dali = [pytest.mark.dali, pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")]
 KINDS = {"jpeg": "own_cache", "raw": "own_raw_cache"}
 ROW = 2

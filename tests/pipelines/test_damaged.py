@@ -20,7 +20,7 @@ from tests.pipelines.small_sources import MemorySource, loaders, pixels_by_row, 
 COUNT = 24
 VIEW = View(flip=True, min_area=0.4)
 MIX = MixOptions(mixup=1.0, cutmix=1.0)
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(600)
 needs_dali = [pytest.mark.dali, pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")]
 ENGINES = ["cpu", "inline", pytest.param("dali", marks=needs_dali)]
 

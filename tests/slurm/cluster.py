@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "local_cluster.sh"
+SLOWEST = 5
+"""How many times as long as usual anything may take: other work may be going on beside these tests."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 
@@ -39,7 +41,15 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def until(self, what, seconds, job=None, log=None):
-        """Wait for something to come true, or fail with what there is to see."""
+        """Wait for something to come true, or fail with what there is to see.
+
+        Args:
+            what: Gives something true in the end.
+            seconds: That it may take on a machine which is not busy.
+            job: To tell of, if it fails.
+            log: The job's output.
+        """
+        seconds *= SLOWEST
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if found := what():
@@ -56,6 +66,10 @@ class Cluster:
 
     def ended(self, job, log, seconds=300):
         return self.until(lambda: (state := self.state(job)) in ENDED and state, seconds, job, log)
+
+    def said(self, words, job, log, seconds=180):
+        """Wait until something is in the output of a job."""
+        self.until(lambda: log.exists() and words in log.read_text(), seconds, job, log)
 
     def completed(self, job, log, seconds=300):
         state = self.ended(job, log, seconds)

@@ -17,10 +17,9 @@ import torch
 import yaml
 
 from tests.slurm.cluster import ROOT, start
-from tests.slurm.conftest import free_port
-from tests.training.runs import log_of, same_model, weights
+from tests.training.runs import free_port, log_of, same_model, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PID_FILES = ("slurmctld.pid", "slurmd-n1.pid", "slurmd-n2.pid", "munge/pid")
 EPOCHS, SECONDS = 10, 15.0
@@ -161,9 +160,16 @@ def test_the_cache_is_staged_once_and_read_there(cluster, recipe, undisturbed, c
 
 
 def test_a_time_limit_is_survived(cluster, timed, tmp_path):
-    run, log, job = timed.submit(cluster, tmp_path, "--time=2", "--signal=USR1@60")
+    run, log, job = timed.submit(cluster, tmp_path, "--time=60", "--signal=USR1@60")
     with frozen(cluster, run, log, job):  # or it would have finished by then; Slurm wakes up what it signals
-        cluster.until(lambda: cluster.restarts(job) or cluster.show(job)["RunTime"] > "00:01:05", 120, job, log)
+        # Not before it trains: on a busy machine it would not listen yet.
+        hours, minutes, _ = map(int, cluster.show(job)["RunTime"].split(":"))
+        limit = 60 * hours + minutes + 2
+        late = f"{(limit - 1) // 60:02}:{(limit - 1) % 60:02}:05"
+        cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+        cluster.until(lambda: cluster.restarts(job) or cluster.show(job)["RunTime"] > late, 120, job, log)
+    cluster.until(lambda: cluster.restarts(job), 120, job, log)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.completed(job, log, 600)
     assert cluster.restarts(job) >= 1
     assert "stopped by SIGUSR1" in log.read_text()
@@ -184,12 +190,12 @@ def test_a_signal_reaches_all_nodes(cluster, timed, tmp_path, launch):
 
 def test_preemption_is_survived(cluster, timed, tmp_path):
     run, log, job = timed.submit(cluster, tmp_path, "--exclusive", "--nodelist=n1")
-    cluster.until(lambda: epochs_done(run) > 2, 120, job, log)
-    urgent = cluster.run(
-        *("sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--exclusive", "--output=/dev/null"),
-        *("--wrap", "sleep 3"),
-    ).strip()
-    cluster.until(lambda: cluster.restarts(job) >= 1, 120, job, log)
+    with frozen(cluster, run, log, job):  # or it would have finished before Slurm makes room
+        urgent = cluster.run(
+            *("sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--exclusive", "--output=/dev/null"),
+            *("--wrap", "sleep 3"),
+        ).strip()
+        cluster.until(lambda: cluster.restarts(job) >= 1, 120, job, log)
     cluster.ended(urgent, log, 120)
     cluster.completed(job, log, 600)
     assert "stopped by SIGTERM" in log.read_text()
@@ -210,7 +216,7 @@ def test_a_node_that_lives_on_out_of_sight_is_not_disturbed(cluster, timed, tmp_
     with ExitStack() as first:
         first.enter_context(frozen(cluster, run, log, job))  # or it would have finished before Slurm has noticed
         with without_node(cluster, "lose", run, log, job):
-            cluster.until(lambda: "still being trained" in log.read_text(), 120, job, log)
+            cluster.said("still being trained", job, log)
             first.close()
             cluster.completed(job, log, 600)
     assert len(log_of(run)) == timed.epochs
@@ -224,7 +230,8 @@ def frozen(cluster, run, log, job):
     processes = [int(line.split()[0]) for line in cluster.processes(job) if "python" in line]
     assert processes
     for process in processes:
-        os.kill(process, signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
     try:
         yield
     finally:
@@ -265,8 +272,8 @@ def test_a_bad_recipe_fails_in_seconds_and_leaves_nothing_behind(cluster, recipe
     log, bad = tmp_path / "log", tmp_path / "bad.yaml"
     bad.write_text(recipe.read_text() + "no_such_option: 1\n")
     job = cluster.submit("train", bad, "--out", tmp_path / "run", log=log, sbatch=[f"--nodes={nodes}"])
-    assert cluster.ended(job, log, 60) == "FAILED"
-    assert "no_such_option" in log.read_text()
+    cluster.said("no_such_option", job, log)
+    assert cluster.ended(job, log, 12) == "FAILED"  # the other node is not waited for, which srun does for 90 s
     assert "Traceback" not in log.read_text()
     assert cluster.show(job)["ExitCode"] == "2:0"
     assert cluster.restarts(job) == 0
@@ -278,8 +285,8 @@ def test_wrong_data_on_two_nodes_fails_on_both(cluster, recipe, tmp_path):
     log = tmp_path / "log"
     words = (recipe, "--data.path", tmp_path / "nothing", "--out", tmp_path / "run")
     job = cluster.submit("train", *words, log=log, sbatch=["--nodes=2"])
-    assert cluster.ended(job, log, 60) == "FAILED"
-    assert str(tmp_path / "nothing") in log.read_text()
+    cluster.said(str(tmp_path / "nothing"), job, log)
+    assert cluster.ended(job, log, 12) == "FAILED"
     assert cluster.processes(job) == []
 
 
@@ -293,7 +300,7 @@ def pretending(cluster, folder, script):
 def test_nobody_is_queued_again_for_ever(cluster, recipe, tmp_path):
     log = tmp_path / "log"
     job = cluster.submit("train", recipe, log=log, **pretending(cluster, tmp_path, "exit 75"))
-    cluster.until(lambda: "stopped after 2 restarts" in log.read_text() if log.exists() else False, 180, job, log)
+    cluster.said("stopped after 2 restarts", job, log)
     assert cluster.ended(job, log, 60) == "FAILED"
     assert cluster.restarts(job) == 2
     assert log.read_text().count("queued again, restart") == 2  # appended, not begun anew
@@ -310,8 +317,8 @@ def test_all_tasks_of_an_array_are_queued_again(cluster, photos, tmp_path):
 
 def test_runs_are_listed(cluster, timed, tmp_path):
     run, log, job = timed.submit(cluster, tmp_path)
-    cluster.until(lambda: epochs_done(run) > 2, 120, job, log)
-    shown = cluster.run(sys.executable, "-m", "training.runs", "--runs", tmp_path, "--json")
+    with frozen(cluster, run, log, job):
+        shown = cluster.run(sys.executable, "-m", "training.runs", "--runs", tmp_path, "--json")
     cluster.run("scancel", job)
     entry = yaml.safe_load(shown)["runs"][0]
     assert entry["state"] == "running"
@@ -322,7 +329,6 @@ def test_runs_are_listed(cluster, timed, tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.timeout(1800)
 def test_the_road(cluster, taco_folder, tmp_path):
     """All of it, timed, on crops of real photos."""
     crops, out = tmp_path / "crops", tmp_path / "out"

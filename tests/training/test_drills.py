@@ -25,7 +25,7 @@ from training.train import train
 pytestmark = pytest.mark.slow
 
 KILLS = 15
-PATIENCE = 120.0
+PATIENCE = 400.0
 
 
 def drilled(cache, out, **changes):

@@ -88,7 +88,7 @@ class Shuffled(nn.Module):
         self.layer = nn.Conv2d(3, 3, 32)
 
     def forward(self, images):
-        return self.layer(images).flatten(1) + torch.rand(1)
+        return self.layer(images).flatten(1) + torch.rand(3)
 
 
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path):
