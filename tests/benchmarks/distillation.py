@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipelines.console.files import write_bytes, write_json
 from tests.benchmarks.distillation_report import draw, render, sentences
-from tests.benchmarks.distillation_running import DATA, RESULTS, STUDENTS, collect, measure
+from tests.benchmarks.distillation_running import DATA, RESULTS, ROWS, STUDENTS, collect, measure
 
 PICTURE = RESULTS.with_suffix(".png")
 MEASURED = Path(__file__).parents[2] / "training" / "distillation" / "measured.json"
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for caches and runs")
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument("--names", nargs="+", default=list(DATA), choices=list(DATA), help="which data sets")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="in this order")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--epochs", nargs=2, type=int, default=[20, 20], metavar=("TRASHNET", "TACO"))
     options = parser.parse_args()

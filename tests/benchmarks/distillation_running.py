@@ -100,8 +100,8 @@ def tasks(options):
     """What there is to do, the main comparison first."""
     wanted = [
         Task(data, student, name, seed)
-        for name, row in ROWS.items()
-        for seed in row.seeds
+        for name in options.rows
+        for seed in ROWS[name].seeds
         for student in options.students
         for data in options.names
         if name != "residual" or student in SUMS
