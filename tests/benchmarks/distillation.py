@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for caches and runs")
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument("--names", nargs="+", default=list(DATA), choices=list(DATA), help="which data sets")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="in this order")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="in order")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--epochs", nargs=2, type=int, default=[20, 20], metavar=("TRASHNET", "TACO"))
     options = parser.parse_args()
