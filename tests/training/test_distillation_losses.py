@@ -21,6 +21,7 @@ from training.distillation.losses import (
     relational,
     residual,
 )
+from training.distillation.methods.alone import CosineHead
 from training.engine.objective import gathered, share
 
 IMAGES = 5
@@ -581,6 +582,21 @@ class TestArcFace:
         assert found.isfinite().all()
         assert slope.isfinite().all()
         assert slope[2, 0] > 1  # clamping the cosine must not stop what is only nearly right
+
+    @few
+    @given(seeds, widths, st.floats(0, 100))
+    def test_no_embedding_is_near_to_all_centres(self, seed, classes, common):
+        """Else all could turn the same way, where a margin costs next to nothing, and classes are one."""
+        head = CosineHead(5, classes)
+        with torch.no_grad():
+            head.centres.copy_(normal(seed, classes, 5) + common)
+        embeddings = (normal(seed + 1, IMAGES, 5) + common).float()
+        found = head(embeddings)
+        rows, centres = embeddings.double().numpy(), head.centres.detach().double().numpy()
+        centres -= centres.mean(0)
+        lengths = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(centres, axis=1)
+        close(found, rows @ centres.T / lengths, 1e-4)
+        assert (found.min(1).values < 1e-4).all()
 
 
 class TestCommittees:

@@ -19,6 +19,9 @@ COSINES, REBUILT, HEAD = "cosines", "rebuilt", "head_"
 class CosineHead(nn.Module):
     """Cosines between embeddings and a learned centre of each class.
 
+    The centres are seen from their mean. Else all of them, and all embeddings, can turn the same way: a margin costs
+    least at an angle of 0, and where classes are hard to tell apart, or nothing is learned yet, networks stay there.
+
     Args:
         length: Of an embedding.
         classes: Number of classes.
@@ -32,7 +35,8 @@ class CosineHead(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """Float [n, length] to [n, classes]."""
         with torch.autocast(embedding.device.type, enabled=False):  # half precision cannot tell small angles apart
-            return functional.normalize(embedding.float()) @ functional.normalize(self.centres).T
+            centres = self.centres - self.centres.mean(0)
+            return functional.normalize(embedding.float()) @ functional.normalize(centres).T
 
 
 class ArcFace(Method):
@@ -42,8 +46,9 @@ class ArcFace(Method):
         name="arcface",
         title="ArcFace head",
         what="The layers before the classifier learn from a head of cosines with a margin, which is gone after "
-        "training. The classifier itself learns all the time from what they give, without moving them. To refit it "
-        "alone: training.train --model.weights RUN --model.freeze all-but-classifier.",
+        "training; centres of classes are seen from their mean, so that they cannot all turn the same way. The "
+        "classifier itself learns all the time from what they give, without moving them. To refit it alone: "
+        "training.train --model.weights RUN --model.freeze all-but-classifier.",
         formula="alpha · CE(scale · cos(θ_label + margin), scale · cos θ) + (1 - alpha) · labels(classifier)",
         source="Deng et al., CVPR 2019 (arXiv 1801.07698). The competition's team tried it: no gain on the board.",
         when="With many classes and few images of each. With six classes cross-entropy is hard to beat.",
