@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.benchmarks import cache_build, loaders, loaders_report, loaders_running
 from tests.benchmarks.cache_memory import draw_folder
+from tests.waiting import wait_until
 
 PEERS = loaders.PEERS
 RAW, JPEG = ("raw", 64), ("jpeg", 64)
@@ -423,7 +424,7 @@ def test_cpu_seconds_of_processes_that_ended_are_not_lost(fake):
     fake.hear()
     before = fake.cpu_seconds()
     fake.ask("work")
-    assert 0.12 < fake.cpu_seconds() - before < 5.0
+    assert 0.12 < fake.cpu_seconds() - before < 1.0
     assert fake.settle()
 
 
@@ -443,10 +444,7 @@ def test_closing_ends_children_too(fake):
     tree = fake.tree()
     assert len(tree) == 2
     fake.close()
-    patience = time.monotonic() + 30
-    while not all(map(gone, tree)) and time.monotonic() < patience:
-        time.sleep(0.02)
-    assert all(map(gone, tree))
+    assert wait_until(lambda: all(map(gone, tree)), 30)
 
 
 def gone(process):

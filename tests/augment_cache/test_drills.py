@@ -25,6 +25,7 @@ from augment_cache.verifying.check import check_cache
 from tests.augment_cache.test_verify import flip, name_in, one_sentence, places
 from tests.small_disk import as_root as as_root
 from tests.small_disk import small_disk
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -109,15 +110,6 @@ def alive(session):
         if int(fields[3]) == session and fields[0] not in "ZX":
             found.append(int(path.parent.name))
     return found
-
-
-def wait_until(condition, seconds):
-    patience = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > patience:
-            return False
-        time.sleep(0.002)
-    return True
 
 
 @dataclass(frozen=True)

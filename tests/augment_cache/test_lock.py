@@ -18,6 +18,7 @@ import pytest
 from augment_cache.building import lock, run
 from augment_cache.building.lock import building, turn
 from pipelines.errors import CorruptSampleError, TacopressError, UsageError
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WHO = rf"being built by process {os.getpid()} on {socket.gethostname()}, since \d{{4}}-.*wait until it has finished"
@@ -302,13 +303,6 @@ def _is_alive(pid):
         return False
 
 
-def _until(condition, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not condition():
-        time.sleep(0.02)
-    return condition()
-
-
 SLOW = """
 import sys, time
 import augment_cache.building.run as run
@@ -332,14 +326,14 @@ def test_workers_die_with_their_parent(photos, build_cache, hashes, cache, tmp_p
     words = ["--data", photos, "--out", out, "--engine", "cpu", "--size", 32, "--shard_mib", 0.01, "--processes", 3]
     command = [sys.executable, "-c", SLOW, *map(str, words)]
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert _until(lambda: any(out.glob("*/shard-*.arrow")), 60)
+    assert wait_until(lambda: any(out.glob("*/shard-*.arrow")), 60)
     children = _children(parent.pid)
     assert len(children) >= 2
     parent.send_signal(how)
     said = parent.communicate(timeout=60)[1]
     assert parent.returncode == (-9 if how == signal.SIGKILL else 143)
     assert "Traceback" not in said
-    assert _until(lambda: not any(map(_is_alive, children)), 60)
+    assert wait_until(lambda: not any(map(_is_alive, children)), 60)
     assert not (out / "manifest.json").exists()
     if how == signal.SIGTERM:
         assert said.count("\n") == 1
@@ -364,7 +358,7 @@ def test_ctrl_c_that_reaches_a_worker_before_its_parent(photos, build_cache, has
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
-    assert _until(lambda: any(out.glob("*/shard-*.arrow")), 60)
+    assert wait_until(lambda: any(out.glob("*/shard-*.arrow")), 60)
     os.kill(_children(parent.pid)[-1], signal.SIGINT)
     time.sleep(2)  # so that the parent has noticed
     parent.send_signal(signal.SIGINT)
@@ -389,7 +383,7 @@ def test_a_worker_that_is_killed(photos, build_cache, hashes, cache, tmp_path, m
 
     def once(*args):
         if os.getpid() == parent:
-            assert _until(mark.exists, 10), "the other process has its share"
+            assert wait_until(mark.exists, 10), "the other process has its share"
         elif not mark.exists():
             mark.touch()
             if moment == "while it writes":
@@ -417,7 +411,7 @@ def test_an_error_in_a_worker_comes_back(photos, build_cache, tmp_path, monkeypa
         if os.getpid() != parent:
             mark.touch()
             raise error
-        assert _until(mark.exists, 10), "the other process has its share"
+        assert wait_until(mark.exists, 10), "the other process has its share"
         return "0" * 64, 0
 
     monkeypatch.setattr("augment_cache.building.worker.write_shard", fail)

@@ -19,6 +19,7 @@ from tests.gpu.idle import LATE, Idle, words
 from tests.gpu.memory import slope
 from tests.gpu.report import number, render, verdict
 from tests.gpu.rivals import shifted
+from tests.waiting import wait_until
 
 ROW = {"what": "resident", "unit": "images/s", "spread": None, "goal": 100.0, "at_most": False, "note": ""}
 
@@ -154,9 +155,8 @@ def test_a_setting_travels_as_text(tmp_path):
 
 def test_idle_share_over_windows():
     with Idle(lambda: 25.0, seconds=0.01) as idle:
-        start, patience = time.perf_counter(), time.monotonic() + 60
-        while not any(when >= start + LATE for when, _ in idle._seen) and time.monotonic() < patience:
-            time.sleep(0.01)
+        start = time.perf_counter()
+        assert wait_until(lambda: any(when >= start + LATE for when, _ in idle._seen), 60)
         end = time.perf_counter()
     assert idle.share([(start, end)]) == pytest.approx(0.75)
     assert idle.share([(start - 10, start - 9)]) is None

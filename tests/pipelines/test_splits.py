@@ -165,12 +165,12 @@ def test_no_samples_no_splits():
     assert split([]).tolist() == []
 
 
-def test_thirty_three_thousand_photos_in_seconds():
+def test_thirty_three_thousand_photos_in_two_seconds():
     labels = np.random.default_rng(0).choice(60, 33_000, p=np.arange(1, 61) / 1830)
     groups = [f"batch/{i}.jpg" for i in range(33_000)]
     start = time.process_time()
     result = stratified_split(groups, labels.astype(np.int64), SHARES, 0)
-    assert time.process_time() - start < 10  # by the square of their number it would be minutes
+    assert time.process_time() - start < 2
     assert np.bincount(result) / 33_000 == pytest.approx([0.7, 0.15, 0.15], abs=0.001)
 
 
