@@ -1,5 +1,6 @@
 """Turn a frozen dataclass and a function into a command: `python -m PACKAGE.JOB --help`."""
 
+import atexit
 import importlib
 import os
 import pkgutil
@@ -8,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,21 +71,44 @@ def run_job(
     except TacopressError as error:
         if isinstance(error, ProblemFoundError) and error.report:
             emit(error.report, as_json=as_json, table=table)
-        rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        rank = f" (rank {os.environ['RANK']})" if _is_rank() else ""
         say(f"{name}{rank}: {error}")
-        sys.exit(error.exit_status)
+        _exit(error.exit_status)
     except (KeyboardInterrupt, _Terminated) as stop:
         terminated = isinstance(stop, _Terminated)
         how = "terminated" if terminated else "interrupted"
         say(f"{name}: {how}; nothing half-written was left in place of a finished file")
-        sys.exit(TERMINATED if terminated else INTERRUPTED)
+        _exit(TERMINATED if terminated else INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _exit(1)
     except OSError as error:
         say(f"{name}: {_os_error_text(error)}")
-        sys.exit(1)
-    sys.exit(0)
+        _exit(1)
+    _exit(0)
+
+
+def _is_rank() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _exit(status: int) -> NoReturn:
+    """Exit; a rank as `multiprocessing` ends its workers, without taking Python down.
+
+    A thread of gloo may still hold a tensor that Python made. It needs Python's lock to drop it, and while Python is
+    being taken down that aborts the process (SIGABRT, "terminate called without an active exception"): a rank that has
+    done its work, and the whole launch with it. `destroy_process_group` does not end these threads where
+    DistributedDataParallel was used. See https://github.com/pytorch/pytorch/pull/179291.
+    """
+    if not _is_rank():
+        sys.exit(status)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python does first
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _check_encoding(words: Sequence[str]) -> None:

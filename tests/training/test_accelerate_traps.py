@@ -137,6 +137,15 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize(("status", "printed"), [(0, "{'sum': 2.0}\n"), (75, "")])
+def test_a_rank_ends_well_though_a_thread_of_gloo_is_late(status, printed):
+    """Once an abort: the thread drops a tensor, wants Python's lock for it, and Python is being taken down."""
+    out, errors = srun(2, "tests.training.late_thread", "--status", status, expect=status)
+    assert out == printed
+    stopped = "tests.training.late_thread (rank {}): stopped\n" if status else ""
+    assert errors == [stopped.format(rank) + "tidied\n" for rank in range(2)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_number_of_processes_changes_neither_loss_nor_rate_nor_score(cache, tmp_path, variant):
