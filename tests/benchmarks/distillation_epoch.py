@@ -28,20 +28,26 @@ from training.engine.config import DataConfig, ModelConfig
 from training.engine.optimization import ScheduleConfig
 
 RESULTS = Path(__file__).parent / "results" / "distillation_epoch.json"
-WAYS = ("plain", "kd", "dist", "relational", "kd,feature")
+WAYS = {
+    "plain": MethodConfig(name="kd", alpha=0.0),
+    "kd": MethodConfig(name="kd"),
+    "dist": MethodConfig(name="dist"),
+    "relational": MethodConfig(name="relational"),
+    "kd,feature": MethodConfig(name="kd,feature"),
+    "kd,feature of blocks.6": MethodConfig(name="kd,feature", teacher_layer="blocks.6"),
+}
 GOAL = 1.1
 PACKAGES = ("torch", "timm", "accelerate", "numpy", "pyarrow")
 
 
 def once(options, way, folder):
     """Seconds of the steps and of the whole run, and CPU seconds per 1,000 images."""
-    plain = way == "plain"
     config = DistillConfig(
         data=DataConfig(path=options.cache, size=80, min_area=0.25, views=1, engine="cpu"),
         model=ModelConfig(name="shufflenet_g3_wd4"),
         schedule=ScheduleConfig(epochs=options.epochs, warmup_epochs=0),
         teacher=TeacherConfig(paths=str(options.teacher), cache=folder / "answers"),
-        method=MethodConfig(name="kd", alpha=0.0) if plain else MethodConfig(name=way),
+        method=WAYS[way],
         out=folder / "run",
         overwrite=True,
         trackers="",
@@ -63,7 +69,7 @@ def measure(options):
         for way in WAYS:  # warm, and the answers
             once(argparse.Namespace(**{**vars(options), "epochs": 1}), way, folder)
         for number in range(options.rounds):
-            for way in WAYS if number % 2 == 0 else WAYS[::-1]:
+            for way in WAYS if number % 2 == 0 else reversed(WAYS):
                 load = round(os.getloadavg()[0], 2)
                 found = once(options, way, folder)
                 entry["runs"].append({"round": number, "way": way, "load": load, **found})

@@ -67,7 +67,7 @@ ROWS = {
         "--teacher.only_right", _method("kd", T, "--teacher.only_right", "true")
     ),
     "kd, mean of two teachers": Row("--teacher.paths A,B", _method("kd", T2)),
-    "kd, the better of two teachers": Row("", _method("kd", T2, "--teacher.combine", "best")),
+    "kd, the better of two teachers": Row("--teacher.combine best", _method("kd", T2, "--teacher.combine", "best")),
     "kd, chain through mobilenetv3_small_100": Row("--chain B", _method("kd", T, "--chain", "mobilenetv3_small_100")),
     "feature": Row("feature", _method("feature", INNER)),
     "kd + feature": Row("", _method("kd,feature", INNER)),

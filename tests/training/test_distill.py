@@ -25,6 +25,7 @@ from tests.training.runs import config, log_of, same, same_model, stop_at, untim
 from training.distill import distill
 from training.distillation import answers as answers_module
 from training.distillation.methods.catalogue import METHODS
+from training.distillation.methods.ways import WAYS
 from training.distillation.options import DistillConfig, MethodConfig, TeacherConfig
 from training.distillation.teachers import TorchTeacher, Wanted, open_teacher
 from training.engine.config import EmaConfig, MixConfig, ModelConfig
@@ -566,7 +567,8 @@ def test_options_out_of_range(make, message):
 def test_the_methods_explain_themselves():
     shown = subprocess.run([sys.executable, "-m", "training.distill", "--methods"], capture_output=True, text=True)
     assert shown.returncode == 0
-    for kind in METHODS.values():
-        assert f"{kind.card.name} · {kind.card.title}" in shown.stdout
-    assert shown.stdout.count("measured") >= len(METHODS)
+    cards = [*(kind.card for kind in METHODS.values()), *WAYS]
+    for card in cards:
+        assert f"{card.name} · {card.title}" in shown.stdout
+    assert shown.stdout.count("measured  macro F1 of") == len(cards)
     assert max(map(len, shown.stdout.splitlines())) <= 120
