@@ -71,6 +71,7 @@ ROWS = {
     "kd, chain through mobilenetv3_small_100": Row("--chain B", _method("kd", T, "--chain", "mobilenetv3_small_100")),
     "feature": Row("feature", _method("feature", INNER)),
     "kd + feature": Row("", _method("kd,feature", INNER)),
+    "kd + feature, 320 channels": Row("", _method("kd,feature", INNER, "--method.teacher_layer", "blocks.6")),
     "relational": Row("relational", _method("relational", INNER)),
     "residual": Row("residual", _method("residual")),
     "arcface": Row("arcface", _method("arcface", "")),
