@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,7 @@ from augment_cache.format.manifest import MANIFEST_NAME, file_sha256
 from augment_cache.format.strict_yaml import load_yaml
 from augment_cache.opening.sources import ANNOTATIONS_NAME
 from pipelines.console.files import write_json
+from pipelines.console.job import is_rank
 from pipelines.console.parser import make_parser, parse
 from pipelines.errors import UsageError
 from pipelines.sources import SPLITS, list_images
@@ -75,7 +75,7 @@ def read_recipe(recipe: Path, model_file: Path, out: Path, overrides: Mapping[st
     Raises:
         UsageError: The recipe is none, says something wrong, or trains at another size than the model takes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_rank():
         raise UsageError("recovery runs in one process; start without accelerate launch")
     if model_file.suffix != ".safetensors":
         raise UsageError(f"{model_file} is no model file (.safetensors)")

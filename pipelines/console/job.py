@@ -71,7 +71,7 @@ def run_job(
     except TacopressError as error:
         if isinstance(error, ProblemFoundError) and error.report:
             emit(error.report, as_json=as_json, table=table)
-        rank = f" (rank {os.environ['RANK']})" if _is_rank() else ""
+        rank = f" (rank {os.environ['RANK']})" if is_rank() else ""
         say(f"{name}{rank}: {error}")
         _exit(error.exit_status)
     except (KeyboardInterrupt, _Terminated) as stop:
@@ -88,7 +88,7 @@ def run_job(
     _exit(0)
 
 
-def _is_rank() -> bool:
+def is_rank() -> bool:
     """Whether a launcher has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -101,7 +101,7 @@ def _exit(status: int) -> NoReturn:
     done its work, and the whole launch with it. `destroy_process_group` does not end these threads where
     DistributedDataParallel was used. See https://github.com/pytorch/pytorch/pull/179291.
     """
-    if not _is_rank():
+    if not is_rank():
         sys.exit(status)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python does first
     atexit._run_exitfuncs()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.console.job import run_job
-from pipelines.errors import TacopressError
+from training.engine.preemption import PreemptedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,7 @@ def body(config):
     dist.all_reduce(number)
     atexit.register(print, "tidied", file=sys.stderr)
     if config.status:
-        error = TacopressError("stopped")
-        error.exit_status = config.status
-        raise error
+        raise PreemptedError("stopped", config.status)
     return {"sum": number.item()}
 
 
