@@ -19,11 +19,15 @@ class Idle:
     Args:
         read: Gives the utilisation in percent.
         seconds: Between two looks.
+
+    Attributes:
+        obstacle: Why nothing more can be read, in words; empty as long as it can.
     """
 
     def __init__(self, read: Callable[[], float], seconds: float = 0.1) -> None:
         self._read, self._seconds = read, seconds
         self._seen: list[tuple[float, float]] = []
+        self.obstacle = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -39,7 +43,8 @@ class Idle:
         while not self._stop.wait(self._seconds):
             try:
                 self._seen.append((time.perf_counter(), float(self._read())))
-            except Exception:  # no NVML: there is nothing to say
+            except Exception as error:  # no NVML
+                self.obstacle = f"how idle the GPU was cannot be told: {type(error).__name__}: {error}"
                 return
 
     def share(self, windows: list[tuple[float, float]]) -> float | None:
@@ -49,7 +54,7 @@ class Idle:
 
 
 def utilisation() -> float:
-    """Of the first GPU, in percent; raises where NVML cannot be asked."""
+    """Of the first GPU, in percent; raises where NVML cannot be asked, or `pip install nvidia-ml-py` is missing."""
     import torch
 
     return float(torch.cuda.utilization(0))

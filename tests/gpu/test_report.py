@@ -166,7 +166,9 @@ def test_idle_share_over_windows():
         raise RuntimeError("no NVML")
 
     with Idle(broken, seconds=0.01) as none:
-        time.sleep(0.05)
+        assert wait_until(lambda: none.obstacle, 60)
+    assert none.obstacle.endswith("RuntimeError: no NVML")
+    assert not idle.obstacle
     assert none.share([(0.0, time.perf_counter())]) is None
 
 

@@ -81,6 +81,8 @@ def run(setting: Setting, record: Record) -> None:
             for way in [*ways[number % len(ways) :], *ways[: number % len(ways)]]:
                 with record.attempt(way.name):
                     take_turn(way, seconds, setting)
+    if idle.obstacle:
+        record.note(idle.obstacle)
     for way in (way for way in ways if way.rates):
         note = f"GPU idle {words(idle.share(way.windows))}"
         record.row(way.name, None, "images/s", goal=way.goal, values=way.rates, note=note)

@@ -95,6 +95,8 @@ def run(setting: Setting, record: Record) -> None:
                 engine.close()
             if not compiled and size == 64:
                 record.note(f"batch {setting.pick(BATCH, 8)}, bfloat16, channels last, AdamW, {engine.name} engine")
+    if idle.obstacle:
+        record.note(idle.obstacle)
     for name in NETWORKS[: setting.pick(2, 1)]:
         with record.attempt(f"CUDA graphs, {name}"):
             graphs(setting, record, name)
