@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -18,6 +19,8 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from augment_cache.format.buffers import range_of, slices
+from augment_cache.format.checksums import number_checksums, pixel_checksum
 from pipelines.console.files import Moving, replacing
 from pipelines.errors import CorruptSampleError, UsageError
 
@@ -34,7 +37,6 @@ DTYPES: dict[str, type] = {
     "provenance_checksum": np.uint32,
 }
 """The numeric columns."""
-_NUMBERS = struct.Struct("<Qhq")
 UNREADABLE = (OSError, pa.ArrowException, KeyError, ValueError, IndexError, TypeError, SystemError)
 """What pyarrow and numpy raise for a damaged file."""
 
@@ -71,11 +73,6 @@ class Row(NamedTuple):
         words = "\0".join((self.source, *self.op)).encode("utf-8", "surrogatepass")
         count = len(self.magnitude) + len(self.centre)
         return crc32(words + struct.pack(f"<ii{count}f", size, size, *self.magnitude, *self.centre))
-
-
-def pixel_checksum(image: Buffer, sample_id: int, copy: int, label: int) -> int:
-    """CRC-32 over an image and the numbers that belong to it."""
-    return crc32(image, crc32(_NUMBERS.pack(sample_id, copy, label)))
 
 
 def _image_type(encoding: Encoding, size: int) -> pa.DataType:
@@ -236,6 +233,11 @@ class Shard:
         encoding: What the image column holds.
         size: Side of the images in px.
 
+    Attributes:
+        rows: How many.
+        pixels: The image column as it lies in the file: uint8 [bytes] for JPEG, uint8 [rows, size, size, 3] for raw.
+        checksums: uint32 [rows].
+
     Raises:
         UsageError: The file is missing or no shard, or too damaged to say what its rows are.
     """
@@ -250,7 +252,7 @@ class Shard:
                 raise ValueError(f"it holds no {encoding} images of {size} px as the manifest says")
             self.rows: int = self._batch.num_rows
             self._ids, self._copies = self.column("sample_id"), self.column("copy")
-            self._labels, self._checksums = self.column("label"), self.column("checksum")
+            self._labels, self.checksums = self.column("label"), self.column("checksum")
             self._provenance = self.column("provenance_checksum")
             self._sides = np.stack((self.column("height"), self.column("width")), axis=1)
             self._place_images(images)
@@ -274,24 +276,29 @@ class Shard:
         if self._encoding == "jpeg":
             _, offsets, data = images.buffers()
             self._offsets = np.frombuffer(offsets, np.int32, self.rows + 1).astype(np.int64)
-            self._pixels = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+            self.pixels = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
             starts, stops = self._offsets[:-1], self._offsets[1:]
-            self._placed = (starts >= 0) & (starts <= stops) & (stops <= len(self._pixels))
+            self._placed = (starts >= 0) & (starts <= stops) & (stops <= len(self.pixels))
         else:
             self._placed = np.ones(self.rows, np.bool_)
-            self._pixels = np.frombuffer(images.buffers()[1], np.uint8)[: self.rows * size * size * 3]
-            self._pixels = self._pixels.reshape(self.rows, size, size, 3)
+            self.pixels = np.frombuffer(images.buffers()[1], np.uint8)[: self.rows * size * size * 3]
+            self.pixels = self.pixels.reshape(self.rows, size, size, 3)
 
     def column(self, name: str) -> NDArray[Any]:
         """A numeric column as a numpy array, without a copy."""
         # Not pyarrow's own to_numpy: it imports pandas, which takes longer than to open a cache.
         return np.frombuffer(self._batch.column(name).buffers()[1], DTYPES[name], self.rows)
 
+    @cached_property
+    def begun(self) -> NDArray[np.uint32]:
+        """uint32 [rows]: the checksum of each row without its image."""
+        return number_checksums(self._ids, self._copies, self._labels)
+
     def image(self, row: int) -> NDArray[np.uint8]:
         """The image of a row, a read-only view: uint8 [bytes] for JPEG, uint8 [size, size, 3] for raw."""
         if self._encoding == "jpeg":
-            return self._pixels[self._offsets[row] : self._offsets[row + 1]]
-        result: NDArray[np.uint8] = self._pixels[row]
+            return self.pixels[self._offsets[row] : self._offsets[row + 1]]
+        result: NDArray[np.uint8] = self.pixels[row]
         return result
 
     def row(self, row: int) -> Row:
@@ -305,7 +312,7 @@ class Shard:
             ops = self._texts_of_list("op", row)
             magnitude, centre = self._floats("magnitude", row), self._floats("centre", row)
         except UNREADABLE as error:
-            raise self._damaged(row) from error
+            raise self.damaged(row) from error
         numbers = (int(self._ids[row]), int(self._copies[row]))
         return Row(*numbers, self.image(row).tobytes(), int(self._labels[row]), source, ops, magnitude, centre)
 
@@ -316,20 +323,17 @@ class Shard:
         except UNREADABLE as error:
             raise CorruptSampleError(f"{self.path}: damaged since it was written; {CURE}") from error
 
-    # What follows reads Arrow's buffers itself, because pyarrow trusts the offsets of a file, and a damaged one would
-    # make it read anywhere. A range that leaves its buffer is an IndexError here.
-
     def _texts(self, name: str, rows: Sequence[int]) -> list[str]:
-        return _slices(self._batch.column(name), rows)
+        return slices(self._batch.column(name), rows)
 
     def _texts_of_list(self, name: str, row: int) -> tuple[str, ...]:
         column = self._batch.column(name)
-        start, stop = _range(column, row)
-        return tuple(_slices(column.values, range(start, stop)))
+        start, stop = range_of(column, row)
+        return tuple(slices(column.values, range(start, stop)))
 
     def _floats(self, name: str, row: int) -> tuple[float, ...]:
         column = self._batch.column(name)
-        start, stop = _range(column, row)
+        start, stop = range_of(column, row)
         values = column.values
         if stop > len(values):
             raise IndexError
@@ -342,9 +346,8 @@ class Shard:
         Raises:
             CorruptSampleError: They differ; names shard and row.
         """
-        numbers = (int(self._ids[row]), int(self._copies[row]), int(self._labels[row]))
-        if not self._placed[row] or pixel_checksum(self.image(row), *numbers) != int(self._checksums[row]):
-            raise self._damaged(row)
+        if not self._placed[row] or crc32(self.image(row), int(self.begun[row])) != int(self.checksums[row]):
+            raise self.damaged(row)
 
     def check_provenance(self, row: int) -> None:
         """Hold source, ops, magnitudes, centres and size of a row against their checksum.
@@ -354,7 +357,7 @@ class Shard:
         """
         right_size = self._sides[row].tolist() == [self._size, self._size]
         if not right_size or self.row(row).provenance_checksum(self._size) != int(self._provenance[row]):
-            raise self._damaged(row)
+            raise self.damaged(row)
 
     def damage(self) -> list[int]:
         """Rows that are not as they were written."""
@@ -372,27 +375,6 @@ class Shard:
         """Whether columns and metadata are these."""
         return bool(self._schema.equals(wanted, check_metadata=True))
 
-    def _damaged(self, row: int) -> CorruptSampleError:
+    def damaged(self, row: int) -> CorruptSampleError:
+        """The error of a row that is not as it was written."""
         return CorruptSampleError(f"{self.path}, row {row}: damaged since it was written; {CURE}")
-
-
-def _range(column: pa.Array, row: int) -> tuple[int, int]:
-    """Where a row of a string or list column starts and ends among the column's values."""
-    if not 0 <= row < len(column):
-        raise IndexError
-    start, stop = np.frombuffer(column.buffers()[1], np.int32, 2, 4 * row).tolist()
-    if not 0 <= start <= stop:
-        raise IndexError
-    return start, stop
-
-
-def _slices(column: pa.Array, rows: Sequence[int]) -> list[str]:
-    """Some texts of a string column."""
-    texts = []
-    for row in rows:
-        start, stop = _range(column, row)
-        data = column.buffers()[2]
-        if stop > (data.size if data is not None else 0):
-            raise IndexError
-        texts.append(bytes(memoryview(data)[start:stop]).decode("utf-8", "surrogatepass") if data is not None else "")
-    return texts
