@@ -1,7 +1,8 @@
 """The dali engine: the same plan carried out by an NVIDIA DALI graph, on a GPU or on the CPU.
 
 DALI cannot skip a damaged sample (1.34 decodes a truncated JPEG silently, a hard error kills the pipeline), so files
-that nobody has checked yet are checked first, in threads.
+that nobody has checked yet are checked first, in threads. Raw images of one size are copied into one array, in threads,
+too: of a list DALI takes each by itself, for microseconds of Python's lock.
 """
 
 from collections import deque
@@ -16,34 +17,23 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import dlpack
 
-from pipelines.augmentations import (
-    FILL,
-    GEOMETRIC,
-    OPS,
-    affine,
-    color_matrix,
-    cutout_box,
-    posterize_mask,
-    sharpness_kernel,
-)
+from pipelines.augmentations import FILL
 from pipelines.console.cores import usable_cores
 from pipelines.decode import decode, read_header
-from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Timing
+from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Stack, Timing
 from pipelines.engines.dali_compat import Dali
-from pipelines.engines.dali_graph import BRANCH_OF_CODE, GraphShape, build_graph
-from pipelines.engines.device import DeviceRows, mirrored
+from pipelines.engines.dali_graph import GraphShape, build_graph
+from pipelines.engines.dali_inputs import Images, sizes_of, slot_inputs, view_inputs
+from pipelines.engines.device import DeviceRows, versions
 from pipelines.errors import CorruptSampleError
-from pipelines.fit import WHOLE, place
+from pipelines.fit import WHOLE
 from pipelines.plan import Plan
 
 BATCHES_AHEAD = 2
 FINISH_CHUNK = 16
 """Samples that one task of the thread pool finishes: enough to hide the cost of handing it over."""
-
-
-Images = list[Image] | NDArray[np.uint8] | torch.Tensor
-"""One array per image, or one for all of them: uint8 [n, height, width, 3], on the GPU where it is a tensor."""
 
 
 class DaliEngine:
@@ -69,6 +59,8 @@ class DaliEngine:
         self._gathering = torch.cuda.Stream(self.device) if gpu else None  # type: ignore[no-untyped-call]
         self._dali = Dali()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
+        # These wait for the other threads, which must never wait for them.
+        self._preparing = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="prepare")
         self._free: list[_Graph] = []
         self._closed = False
 
@@ -104,14 +96,14 @@ class DaliEngine:
     def _rendered(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Rendered], None, None]:
         waiting: deque[_Fed] = deque()
         leased: dict[GraphShape, _Graph] = {}
+        prepared = self._prepared(jobs)
         try:
-            for job in jobs:
-                if isinstance(job.images, DeviceRows) and job.plan.is_plain:
+            for fed in prepared:
+                if fed.shape is None:
                     while waiting:
                         yield self._collect(waiting.popleft())
-                    yield job, self._gathered(job, job.images)
+                    yield fed.job, self._shown(fed)
                     continue
-                fed = self._prepare(job)
                 graph = leased.get(fed.shape)
                 if graph is None or graph.capacity < len(fed.images):
                     # What runs in another graph must come out first, or the order would be lost.
@@ -119,7 +111,7 @@ class DaliEngine:
                         yield self._collect(waiting.popleft())
                     if graph is not None:
                         self._free.append(leased.pop(fed.shape))
-                    graph = leased[fed.shape] = self._lease(fed)
+                    graph = leased[fed.shape] = self._lease(fed.shape, len(fed.images))
                 while waiting and waiting[0].graph is not graph:
                     yield self._collect(waiting.popleft())
                 fed.graph = graph
@@ -134,6 +126,7 @@ class DaliEngine:
             waiting.clear()
             raise
         finally:
+            prepared.close()
             for fed in waiting:  # the caller stopped early; DALI must not keep batches of the past
                 assert fed.graph is not None
                 if fed.graph.whole:
@@ -141,55 +134,107 @@ class DaliEngine:
             if not self._closed:
                 self._free.extend(graph for graph in leased.values() if graph.whole)
 
-    @staticmethod
-    def _gathered(job: Job, rows: DeviceRows) -> Rendered:
-        """A job without ops and crops whose images are on the device: no graph is needed."""
+    def _prepared(self, jobs: Iterable[Job]) -> Generator["_Fed", None, None]:
+        """Everything that DALI is to be given, `BATCHES_AHEAD` jobs ahead of it, in threads."""
+        waiting: deque[Future[_Fed]] = deque()
+        try:
+            for job in jobs:
+                if isinstance(job.images, DeviceRows) and job.plan.is_plain:  # done in less than it takes to hand over
+                    while waiting:
+                        yield waiting.popleft().result()
+                    yield _Fed(job, job.images.gather(), {}, None, {}, 0.0)
+                    continue
+                waiting.append(self._preparing.submit(self._prepare, job))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+    def _shown(self, fed: "_Fed") -> Rendered:
+        """A job whose images are shown as they are, or mirrored: no graph is needed."""
         began = perf_counter()
-        pixels = rows.gather()
-        versions = torch.stack([mirrored(pixels, flip) for flip in job.plan.flip])
-        return Rendered(versions, {}, job.tag, timing=Timing(augment=perf_counter() - began))
+        pixels = fed.images
+        assert isinstance(pixels, torch.Tensor)
+        if self._gathering is not None:  # in whose memory they may lie
+            pixels.record_stream(torch.cuda.current_stream(self.device))
+        shown = pixels[None] if fed.mirrored else versions(pixels, fed.job.plan.flip)
+        timing = Timing(fetch=fed.fetch, augment=perf_counter() - began)
+        return Rendered(shown, fed.errors, fed.job.tag, timing=timing)
 
     def close(self) -> None:
         """Drop the graphs and stop the threads."""
         self._closed = True
         self._free.clear()
+        self._preparing.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _lease(self, fed: "_Fed") -> "_Graph":
+    def _lease(self, shape: GraphShape, count: int) -> "_Graph":
         """A graph that no other stream uses: one that is free, or a new one."""
         for index, graph in enumerate(self._free):
-            if graph.shape == fed.shape and graph.capacity >= len(fed.images):
+            if graph.shape == shape and graph.capacity >= count:
                 return self._free.pop(index)
-        return _Graph(self._dali, fed.shape, _capacity(len(fed.images)), self.spec.size, self.threads, self.device)
+        return _Graph(self._dali, shape, _capacity(count), self.spec.size, self.threads, self.device, self._gathering)
 
     def _prepare(self, job: Job) -> "_Fed":
-        plan, size = job.plan, self.spec.size
+        plan, size, stack = job.plan, self.spec.size, job.images
         began = perf_counter()
-        there = isinstance(job.images, DeviceRows)
-        images, errors = (self._on_device(job.images), {}) if there else self._checked(job)
+        if isinstance(stack, Stack) and stack.side == (size, size) and plan.is_plain:
+            here = not self.gpu and plan.rounds == 1  # a GPU mirrors them for nothing
+            pixels, errors = self._copied(stack, plan.flip[0] if here else None)
+            return _Fed(job, pixels, errors, None, {}, perf_counter() - began, mirrored=here)
+        images, errors, there = self._images(job)
         encoded = len(images) > 0 and images[0].ndim == 1
-        resize = encoded or _cropped(plan) or bool(set(_sizes(images)) - {(size, size)})
+        resize = encoded or _cropped(plan) or bool(set(sizes_of(images)) - {(size, size)})
         views = plan.rounds if _cropped(plan) else 1
         inputs: dict[str, Any] = {"image": images}
         crop = resize and (_cropped(plan) or self.spec.fit == "crop")
         if resize:
-            inputs.update(_view_inputs(images, plan, self.spec, views, crop=crop))
+            inputs.update(view_inputs(images, plan, self.spec, views, crop=crop))
         shape = GraphShape(encoded, there, resize, crop, views, plan.rounds, plan.slots)
         for number in range(plan.rounds):
             inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
             for slot in range(plan.slots):
-                inputs.update(_slot_inputs(plan, number, slot, size))
+                inputs.update(slot_inputs(plan, number, slot, size))
         return _Fed(job, images, errors, shape, inputs, perf_counter() - began)
 
-    def _on_device(self, rows: Sequence[Image]) -> Images:
-        """Rows in one array, as DALI takes it without a copy, and written already."""
-        assert isinstance(rows, DeviceRows)
-        with torch.cuda.stream(self._gathering):  # does nothing for None
-            pixels = rows.gather()
+    def _images(self, job: Job) -> tuple[Images, dict[int, str], bool]:
+        """(images as DALI takes them, position → reason of damaged ones, whether they lie in one array)."""
+        if isinstance(job.images, DeviceRows):
+            with torch.cuda.stream(self._gathering):  # does nothing for None
+                pixels = job.images.gather()
+            if self._gathering is not None:
+                self._gathering.synchronize()
+            errors: dict[int, str] = {}
+        elif isinstance(job.images, Stack) and len(job.images):
+            pixels, errors = self._copied(job.images)
+        else:
+            return *self._checked(job), False
+        return pixels, errors, True
+
+    def _copied(self, stack: Stack, flip: NDArray[np.bool_] | None = None) -> tuple[torch.Tensor, dict[int, str]]:
+        """A stack in one array on the device, written already; damaged images are grey, and reported."""
+        count = len(stack)
+        flip = np.zeros(count, np.bool_) if flip is None else flip
+        host = torch.empty((count, *stack.side, 3), dtype=torch.uint8, pin_memory=self.gpu)
+        out, parts = host.numpy(), min(self.threads, count)
+
+        def copy(part: int) -> dict[int, str]:
+            start, stop = count * part // parts, count * (part + 1) // parts
+            errors = stack.copy_to(start, flip[start:stop], out[start:stop])
+            for index in errors:
+                out[index] = FILL
+            return errors
+
+        errors = {index: reason for found in self._pool.map(copy, range(parts)) for index, reason in found.items()}
         if self._gathering is None:
-            return pixels.numpy()
+            return host, errors
+        with torch.cuda.stream(self._gathering):
+            pixels = host.to(self.device, non_blocking=True)
         self._gathering.synchronize()
-        return pixels
+        return pixels, errors
 
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
@@ -232,9 +277,16 @@ class _Graph:
     """A built DALI pipeline and its queue."""
 
     def __init__(
-        self, dali: Dali, shape: GraphShape, capacity: int, size: int, threads: int, device: torch.device
+        self,
+        dali: Dali,
+        shape: GraphShape,
+        capacity: int,
+        size: int,
+        threads: int,
+        device: torch.device,
+        gathering: "torch.cuda.Stream | None",
     ) -> None:
-        self.shape, self.capacity = shape, capacity
+        self.shape, self.capacity, self._gathering = shape, capacity, gathering
         self._dali, self._size, self._device = dali, size, device
         self._gpu = device.type == "cuda"
         # Results are copied on a stream of their own, so that they never wait for the consumer's queued work.
@@ -263,7 +315,13 @@ class _Graph:
         self._first = self.whole = False
         for _ in range(copies):
             for name, data in inputs.items():
-                self._pipeline.feed_input(name, data)
+                if isinstance(data, torch.Tensor):
+                    # As DLPack, which can be taken once: numpy arrays are given back by a thread of DALI's 1.34 that
+                    # has not taken Python's lock. The stream is one on which nothing is left to be done.
+                    capsule = dlpack.to_dlpack(data)  # type: ignore[attr-defined]
+                    self._pipeline.feed_input(name, capsule, cuda_stream=self._gathering)
+                else:
+                    self._pipeline.feed_input(name, data)
         self._pipeline.schedule_run()
         for _ in range(copies - 1):
             self.discard()
@@ -295,10 +353,13 @@ class _Fed:
     job: Job
     images: Images
     errors: dict[int, str]
-    shape: GraphShape
+    shape: GraphShape | None
+    """None where nothing is left to be done but flips."""
     inputs: dict[str, Any]
     fetch: float
     """Seconds that it took to get the images."""
+    mirrored: bool = False
+    """Flips have been done, too."""
     graph: _Graph | None = None
 
 
@@ -337,63 +398,3 @@ def _check(images: Sequence[Image], index: int) -> Image | str:
 
 
 _GREY_PNG: Image = cv2.imencode(".png", np.full((8, 8, 3), FILL, np.uint8))[1].reshape(-1)
-
-
-def _sizes(images: Images) -> list[tuple[int, int]]:
-    """(height, width) of each image."""
-    if not isinstance(images, list):
-        return [(images.shape[1], images.shape[2])] * len(images)
-    return [(image.shape[0], image.shape[1]) if image.ndim == 3 else read_header(image).upright for image in images]
-
-
-def _view_inputs(images: Images, plan: Plan, spec: RenderSpec, views: int, *, crop: bool) -> dict[str, Any]:
-    """Inputs of the placements: where each starts and how far it extends (if any crops), its size and its offset."""
-    sizes = _sizes(images)
-    inputs: dict[str, Any] = {}
-    for view in range(views):
-        table = np.empty((len(images), 8), np.float32)
-        for index, ((height, width), box) in enumerate(zip(sizes, plan.box[view].tolist(), strict=True)):
-            placement = place(height, width, spec.size, spec.fit, (box[0], box[1], box[2], box[3]))
-            source, target = placement.source, placement.target
-            starts, extents = (source.top, source.left), (source.height, source.width)
-            table[index] = (*starts, *extents, target.height, target.width, -target.top, -target.left)
-        for part, name in enumerate(("start", "extent", "size", "offset")):
-            if crop or name in ("size", "offset"):
-                inputs[f"view{view}_{name}"] = np.ascontiguousarray(table[:, 2 * part : 2 * part + 2])
-    return inputs
-
-
-def _slot_inputs(plan: Plan, number: int, slot: int, size: int) -> dict[str, NDArray[Any]]:
-    codes, values = plan.op[number, :, slot], plan.value[number, :, slot]
-    count = len(codes)
-    value = values.astype(np.float32)
-    matrix = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (count, 1, 1))
-    kernel = np.tile(sharpness_kernel(0.0), (count, 1, 1))
-    anchor, shape = np.zeros((count, 2), np.float32), np.zeros((count, 2), np.float32)
-    for code in np.unique(codes).tolist():
-        name, places = OPS[code].name, np.flatnonzero(codes == code)
-        strengths = values[places].tolist()
-        if name in ("Brightness", "Contrast"):
-            value[places] = 1.0 + values[places]
-        elif name == "Posterize":
-            value[places] = [posterize_mask(strength) for strength in strengths]
-        elif name == "Sharpness":
-            kernel[places] = sharpness_kernel(values[places])
-        elif name == "Color":
-            kernel[places] = color_matrix(values[places])
-        elif name == "Cutout":
-            centres = plan.centre[number, places, slot].tolist()
-            boxes = [cutout_box(each, (x, y), size) for each, (x, y) in zip(strengths, centres, strict=True)]
-            left, top, width, height = np.array(boxes).T
-            anchor[places], shape[places] = np.stack([top, left], 1), np.stack([height, width], 1)
-        elif name in GEOMETRIC:
-            matrix[places] = [affine(name, strength, size) for strength in strengths]
-    prefix = f"op{number}_{slot}_"
-    return {
-        prefix + "code": BRANCH_OF_CODE[codes],
-        prefix + "value": value,
-        prefix + "matrix": matrix,
-        prefix + "kernel": kernel,
-        prefix + "anchor": anchor,
-        prefix + "shape": shape,
-    }

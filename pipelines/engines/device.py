@@ -44,3 +44,16 @@ def mirrored(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
         return pixels
     which = on_device(flip, pixels.device).view(-1, 1, 1, 1)
     return torch.where(which, pixels.flip(2), pixels)
+
+
+def versions(pixels: torch.Tensor, flip: NDArray[np.bool_]) -> torch.Tensor:
+    """Images that are shown as they are, or mirrored, once for each round.
+
+    Args:
+        pixels: uint8 [k, height, width, 3].
+        flip: bool [rounds, k].
+
+    Returns:
+        uint8 [rounds, k, height, width, 3].
+    """
+    return torch.stack([mirrored(pixels, row) for row in flip]) if len(flip) > 1 else mirrored(pixels, flip[0])[None]

@@ -9,8 +9,7 @@ from pipelines.augmentations import OPS, Policy, full_range
 from pipelines.engines.base import Engine, Job, Rendered, RenderSpec
 from pipelines.engines.choose import make_engine
 from pipelines.engines.cpu import CpuEngine
-from pipelines.engines.dali import DaliEngine
-from pipelines.engines.device import DeviceRows
+from pipelines.engines.device import DeviceRows, versions
 from pipelines.plan import Plan
 from tests.gpu.common import Setting, has_dali
 
@@ -34,7 +33,7 @@ class GatherEngine:
         for job in jobs:
             if isinstance(job.images, DeviceRows):
                 assert job.plan.is_plain, "ops need DALI"
-                yield DaliEngine._gathered(job, job.images)
+                yield Rendered(versions(job.images.gather(), job.plan.flip), {}, job.tag)
             else:
                 yield from self._cpu.stream([job])
 

@@ -11,6 +11,7 @@ from pipelines.loader import Loader, LoaderOptions
 from pipelines.plan import View
 from pipelines.resident import ResidentOptions, ResidentSource, make_resident
 from pipelines.tensors import TensorFormat
+from tests.pipelines.small_sources import Pile
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
@@ -42,6 +43,13 @@ class Memory:
         return str(row)
 
 
+class Stacked(Memory):
+    """The same as one array: copied into pinned memory, and from there to the GPU."""
+
+    def fetch(self, rows):
+        return Pile(self.images[rows])
+
+
 @pytest.fixture(scope="module")
 def engine():
     pytest.importorskip("nvidia.dali")
@@ -55,28 +63,30 @@ def engine():
 def test_resident_is_streamed_is_the_cpu_engine(engine, policy, min_area):
     view = View(flip=True, min_area=min_area)
     options = LoaderOptions(batch_size=16, train=True, seed=1, view=view, policy=policy)
-    source = Memory()
+    source, stacked = Memory(), Stacked()
     (resident,) = make_resident((source,), engine, view=view, options=ResidentOptions(mode="on"))
     assert isinstance(resident, ResidentSource)
     cpu = make_engine("cpu", RenderSpec(SIZE), threads=2)
-    for kept, read, host in zip(
-        Loader(resident, engine, options), Loader(source, engine, options), Loader(source, cpu, options), strict=True
-    ):
+    ways = [(resident, engine), (source, engine), (stacked, engine), (source, cpu)]
+    for kept, read, copied, host in zip(*(Loader(*way, options) for way in ways), strict=True):
         assert kept.images.is_cuda
         assert torch.equal(kept.images, read.images)
+        assert torch.equal(kept.images, copied.images)
         assert torch.equal(kept.labels.cpu(), host.labels)
         distance = (kept.images.cpu().float() - host.images.float()).abs().mean()
         assert distance == 0 if policy is None and min_area == 1.0 else distance < TOLERANCE
     cpu.close()
 
 
-def test_a_device_that_is_behind_changes_no_pixel(engine):
-    """Rows of resident images are there before DALI reads them, however much is queued in front of them."""
-    options = LoaderOptions(batch_size=16, train=True, seed=2, view=View(flip=True, min_area=0.3), policy=ALL)
-    source = Memory()
-    resident = ResidentSource(source, engine)
-    quiet = [batch.images.cpu() for batch in Loader(resident, engine, options)]
-    batches = iter(Loader(resident, engine, options))
+@pytest.mark.parametrize("policy", [None, ALL], ids=["plain", "ops"])
+@pytest.mark.parametrize("kind", ["resident", "stack"])
+def test_a_device_that_is_behind_changes_no_pixel(engine, kind, policy):
+    """Images are there before DALI or the network reads them, however much is queued in front of them."""
+    view = View(flip=True, min_area=0.3 if policy else 1.0)
+    options = LoaderOptions(batch_size=16, train=True, seed=2, view=view, policy=policy)
+    source = ResidentSource(Memory(), engine) if kind == "resident" else Stacked()
+    quiet = [batch.images.cpu() for batch in Loader(source, engine, options)]
+    batches = iter(Loader(source, engine, options))
     for expected in quiet:
         torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
         assert torch.equal(next(batches).images.cpu(), expected)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from pipelines.engines.base import Stack
 from pipelines.errors import CorruptSampleError
 from pipelines.loader import Loader, LoaderOptions
 from pipelines.sources import Lazy, open_folder, sample_id
@@ -41,6 +42,33 @@ class MemorySource:
 
     def describe(self, row):
         return f"memory, row {row}"
+
+
+class Pile(Stack):
+    """A stack in memory; some images damaged."""
+
+    in_memory = False
+
+    def __init__(self, images, damaged=()):
+        self.images, self.damaged = images, frozenset(damaged)
+        self.side = images.shape[1:3]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise CorruptSampleError(f"image {index} is damaged")
+        return self.images[index]
+
+    def copy_to(self, start, flip, out):
+        errors = {}
+        for place, mirrored in enumerate(flip.tolist()):
+            try:
+                out[place] = self[start + place][:, ::-1] if mirrored else self[start + place]
+            except CorruptSampleError as error:
+                errors[start + place] = str(error)
+        return errors
 
 
 def png_folder(root, count=23):
