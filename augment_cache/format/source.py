@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from augment_cache.format.manifest import Manifest, read_manifest
 from augment_cache.format.shards import Row, Shard
-from pipelines.engines.base import Stack
+from pipelines.engines.base import SMALL_BYTES, Stack
 from pipelines.errors import CorruptSampleError, UsageError
 from pipelines.sources import Lazy
 
@@ -126,15 +126,17 @@ class CacheSource:
         step = self.image_size**2 * 3
         shards, places = self._shard_of[rows].tolist(), self._row_of[rows].tolist()
         begun, wanted = (sums[rows].tolist() for sums in self._sums)
-        target = memoryview(out.reshape(-1))
+        small, target = step < SMALL_BYTES, memoryview(out.reshape(-1))
         for number, (shard, row, mirrored) in enumerate(zip(shards, places, flip.tolist(), strict=True)):
             image = self._raw[shard][row * step : (row + 1) * step]
             if self._check and crc32(image, begun[number]) != wanted[number]:
                 errors[number] = str(self._shards[shard].damaged(row))
             elif mirrored:
                 cv2.flip(self._shards[shard].image(row), 1, out[number])
-            else:
+            elif small:
                 target[number * step : (number + 1) * step] = image
+            else:  # lets other threads go on meanwhile
+                out[number] = self._shards[shard].image(row)
         return errors
 
     @cached_property

@@ -39,16 +39,25 @@ class RenderSpec:
             raise ValueError(f"size must be 4 to 4096 px, got {self.size}")
 
 
+SMALL_BYTES = 32 << 10
+"""Images below are copied and checked in less time than it takes to hand Python's lock to another thread."""
+
+
 class Stack(Sequence[Image]):
-    """Raw images of one size that can be copied many at a time, without Python's work for each.
+    """Raw images of one size that can be copied many at a time, without an engine's work for each.
 
     Attributes:
         side: (height, width) of every image in px.
-        in_memory: To copy them takes no disk and no checksum.
+        in_memory: To copy them takes no disk, no checksum, and no work of Python's for each.
     """
 
     side: tuple[int, int]
     in_memory: bool
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether one thread copies them sooner than several."""
+        return not self.in_memory and 3 * self.side[0] * self.side[1] < SMALL_BYTES
 
     @abstractmethod
     def copy_to(self, start: int, flip: NDArray[np.bool_], out: NDArray[np.uint8]) -> dict[int, str]:

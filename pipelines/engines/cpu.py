@@ -50,6 +50,7 @@ class CpuEngine:
         cv2.setNumThreads(0)  # the engine's own threads are enough
         alone = inline and self.threads == 1
         self._pool = None if alone else ThreadPoolExecutor(self.threads, thread_name_prefix="render")
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
         """Render jobs in order, `JOBS_AHEAD` of them in the background."""
@@ -74,6 +75,7 @@ class CpuEngine:
         """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self._copier.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, job: Job) -> "_Pending":
         task, count = _Task(self.spec, job), len(job.images)
@@ -81,6 +83,8 @@ class CpuEngine:
             done: Future[_Part] = Future()
             done.set_result(task.render(0, count))
             return _Pending(task, [done])
+        if task.one_thread:
+            return _Pending(task, [self._copier.submit(task.render, 0, count)])
         parts = min(max(count, 1), self.threads * (1 if task.copied else CHUNKS_PER_THREAD))
         edges = [count * part // parts for part in range(parts + 1)]
         return _Pending(task, [pool.submit(task.render, edges[part], edges[part + 1]) for part in range(parts)])
@@ -134,6 +138,7 @@ class _Task:
         stack = job.images if self._plain and isinstance(job.images, Stack) else None
         self.copied = stack is not None and stack.side == (spec.size, spec.size)
         """Nothing but copies, some of them mirrored."""
+        self.one_thread = stack is not None and self.copied and stack.one_thread
         self.instant = stack is not None and self.copied and stack.in_memory and self.pixels.nbytes <= INSTANT_BYTES
         """Done sooner than handed to another thread."""
 

@@ -6,14 +6,13 @@ too: of a list DALI takes each by itself, for microseconds of Python's lock.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,13 +20,12 @@ from torch.utils import dlpack
 
 from pipelines.augmentations import FILL
 from pipelines.console.cores import usable_cores
-from pipelines.decode import decode, read_header
 from pipelines.engines.base import Image, Job, Rendered, RenderSpec, Stack, Timing
 from pipelines.engines.dali_compat import Dali
+from pipelines.engines.dali_files import GREY_PNG, check, taken
 from pipelines.engines.dali_graph import GraphShape, build_graph
 from pipelines.engines.dali_inputs import Images, sizes_of, slot_inputs, view_inputs
 from pipelines.engines.device import DeviceRows, versions
-from pipelines.errors import CorruptSampleError
 from pipelines.fit import WHOLE
 from pipelines.plan import Plan
 
@@ -59,6 +57,7 @@ class DaliEngine:
         self._gathering = torch.cuda.Stream(self.device) if gpu else None  # type: ignore[no-untyped-call]
         self._dali = Dali()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
         # These wait for the other threads, which must never wait for them.
         self._preparing = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="prepare")
         self._free: list[_Graph] = []
@@ -169,7 +168,8 @@ class DaliEngine:
         self._closed = True
         self._free.clear()
         self._preparing.shutdown(wait=True, cancel_futures=True)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._copier):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _lease(self, shape: GraphShape, count: int) -> "_Graph":
         """A graph that no other stream uses: one that is free, or a new one."""
@@ -218,8 +218,9 @@ class DaliEngine:
         """A stack in one array on the device, written already; damaged images are grey, and reported."""
         count = len(stack)
         flip = np.zeros(count, np.bool_) if flip is None else flip
+        pool = self._copier if stack.one_thread else self._pool
         host = torch.empty((count, *stack.side, 3), dtype=torch.uint8, pin_memory=self.gpu)
-        out, parts = host.numpy(), min(self.threads, count)
+        out, parts = host.numpy(), 1 if stack.one_thread else min(self.threads, count)
 
         def copy(part: int) -> dict[int, str]:
             start, stop = count * part // parts, count * (part + 1) // parts
@@ -228,7 +229,7 @@ class DaliEngine:
                 out[index] = FILL
             return errors
 
-        errors = {index: reason for found in self._pool.map(copy, range(parts)) for index, reason in found.items()}
+        errors = {index: reason for found in pool.map(copy, range(parts)) for index, reason in found.items()}
         if self._gathering is None:
             return host, errors
         with torch.cuda.stream(self._gathering):
@@ -239,13 +240,13 @@ class DaliEngine:
     def _checked(self, job: Job) -> tuple[list[Image], dict[int, str]]:
         """The images as DALI can read them; damaged ones are replaced and reported."""
         if job.checked:
-            results = [_taken(job.images, index) for index in range(len(job.images))]
+            results = [taken(job.images, index) for index in range(len(job.images))]
         else:
-            results = list(self._pool.map(lambda index: _check(job.images, index), range(len(job.images))))
+            results = list(self._pool.map(lambda index: check(job.images, index), range(len(job.images))))
         errors = {index: result for index, result in enumerate(results) if isinstance(result, str)}
         images = [result for result in results if not isinstance(result, str)]
         raw = bool(images) and images[0].ndim == 3
-        stand_in = np.full((self.spec.size, self.spec.size, 3), FILL, np.uint8) if raw else _GREY_PNG
+        stand_in = np.full((self.spec.size, self.spec.size, 3), FILL, np.uint8) if raw else GREY_PNG
         return [stand_in if isinstance(result, str) else result for result in results], errors
 
     def _collect(self, fed: "_Fed") -> tuple[Job, Rendered]:
@@ -370,31 +371,3 @@ def _capacity(count: int) -> int:
 
 def _cropped(plan: Plan) -> bool:
     return bool((plan.box != np.array(WHOLE, np.float32)).any())
-
-
-def _taken(images: Sequence[Image], index: int) -> Image | str:
-    """An image, or what is wrong with it."""
-    try:
-        return images[index]
-    except CorruptSampleError as error:
-        return str(error)
-
-
-def _check(images: Sequence[Image], index: int) -> Image | str:
-    """An image, or what is wrong with it. Decodes strictly, at an eighth of the size, to see whether it is whole."""
-    try:
-        image = images[index]
-        if image.ndim == 3:
-            return image
-        header = read_header(image)
-        if header.turbo and header.orientation == 1:
-            decode(image, header=header, min_height=1, min_width=1)
-            return image
-        # What only Pillow reads, and what has to be turned upright (DALI 1.34 does not), goes to DALI as a PNG.
-        encoded = cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1]
-        return encoded.reshape(-1)
-    except CorruptSampleError as error:
-        return str(error)
-
-
-_GREY_PNG: Image = cv2.imencode(".png", np.full((8, 8, 3), FILL, np.uint8))[1].reshape(-1)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.gpu.idle import LATE, Idle, words
 from tests.gpu.memory import slope
 from tests.gpu.report import number, render, verdict
 from tests.gpu.rivals import shifted
+from tests.gpu.sampling import Sampler
 from tests.waiting import wait_until
 
 ROW = {"what": "resident", "unit": "images/s", "spread": None, "goal": 100.0, "at_most": False, "note": ""}
@@ -170,6 +172,30 @@ def test_idle_share_over_windows():
     assert none.obstacle.endswith("RuntimeError: no NVML")
     assert not idle.obstacle
     assert none.share([(0.0, time.perf_counter())]) is None
+
+
+def test_a_sampler_sees_only_the_thread_that_opened_it():
+    def elsewhere(done):
+        while not done.is_set():
+            sum(range(1000))
+
+    def here(end):
+        while time.perf_counter() < end:
+            sum(range(1000))
+
+    done = threading.Event()
+    other = threading.Thread(target=elsewhere, args=(done,))
+    other.start()
+    with Sampler() as sampler:
+        here(time.perf_counter() + 0.3)
+        assert wait_until(lambda: sampler.looks > 20, 60)
+    done.set()
+    other.join()
+    assert any(": here, line" in place for place in sampler.seen)
+    assert not any("elsewhere" in place for place in sampler.seen)
+    shares = sampler.shares(3)
+    assert 0 < sum(share for _, share in shares) <= 1
+    assert shares == sorted(shares, key=lambda pair: -pair[1])
 
 
 def test_the_rival_shows_a_window_of_each_image():

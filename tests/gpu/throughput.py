@@ -5,9 +5,7 @@ beside them. Nothing waits for a single batch, as no training step does; a turn 
 Before a turn's clock starts the way runs for a moment, so that nothing counts that was read ahead while others ran.
 """
 
-import cProfile
 import itertools
-import pstats
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from tests.gpu.engines import device_engine, policy_of
 from tests.gpu.idle import Idle, utilisation, words
 from tests.gpu.prepare import files_of
 from tests.gpu.rivals import Pair, TorchvisionFeed, airbench
+from tests.gpu.sampling import Sampler
 from training.engine.loop import network_input
 
 OPS = {0: "flip", 1: "one op", 2: "two ops"}
@@ -199,18 +198,12 @@ def open_torchvision(setting: Setting, record: Record) -> list[Way]:
     return ways
 
 
-def profile(way: Way, setting: Setting, record: Record, least: int = 12) -> None:
+def profile(way: Way, setting: Setting, record: Record, most: int = 12) -> None:
     """Where the main thread's time goes, for what to improve."""
-    watch = cProfile.Profile()
-    watch.enable()
-    images = pull(way, setting.pick(1.0, 0.1))
-    setting.sync()
-    watch.disable()
-    stats = pstats.Stats(watch).get_stats_profile().func_profiles
-    top = sorted(stats.items(), key=lambda item: -item[1].tottime)[:least]
-    rows = [
-        [f"{place.file_name.rpartition('/')[2]}: {name}", place.ncalls, 1e6 * place.tottime / images]
-        for name, place in top
-    ]
-    title = f"Main thread of '{way.name}', microseconds per image under the profiler"
-    record.table(title, ["function", "calls", "us"], rows)
+    with Sampler() as sampler:
+        began = time.perf_counter()
+        images = pull(way, setting.pick(1.0, 0.1))
+        setting.sync()
+        seconds = time.perf_counter() - began
+    rows = [[place, share, 1e6 * share * seconds / images] for place, share in sampler.shares(most)]
+    record.table(f"Where the main thread of '{way.name}' is", ["place", "share of its time", "us per image"], rows)
