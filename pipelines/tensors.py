@@ -21,6 +21,18 @@ def on_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
+def batch_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised memory for a batch: a contiguous tensor.
+
+    Of the host it is numpy's. PyTorch's is aligned by posix_memalign, which leaves a gap before each block; where a
+    caller keeps a few small tensors of each batch (labels, answers), they come to lie in what was freed, and the next
+    batch needs new memory: gigabytes in a thousand batches, with glibc.
+    """
+    if device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(tuple(shape), f"i{dtype.itemsize}")).view(dtype)
+
+
 @dataclass
 class TensorFormat:
     """Turns rendered pixels into tensors; the numbers it needs are put on a device once, not once a batch.
@@ -58,10 +70,20 @@ class TensorFormat:
         Returns:
             [n, 3, height, width] on the same device: the tensor itself where nothing is to be done.
         """
-        if self.dtype != "uint8":
-            scale, offset = self._numbers(images.device)
-            images = torch.addcmul(offset, images.to(torch.float32), scale).to(getattr(torch, self.dtype))
-        return images if self.channels_last else images.contiguous()
+        if self.dtype == "uint8":
+            return images if self.channels_last else self._like(images, torch.uint8).copy_(images)
+        scale, offset = self._numbers(images.device)
+        floats = self._like(images, torch.float32).copy_(images)
+        torch.addcmul(offset, floats, scale, out=floats)
+        dtype = getattr(torch, self.dtype)
+        return floats if dtype == torch.float32 else self._like(images, dtype).copy_(floats)
+
+    def _like(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for converted images: in the order of the engines', or in planes."""
+        n, channels, height, width = images.shape
+        if self.channels_last and images.permute(0, 2, 3, 1).is_contiguous():
+            return batch_memory((n, height, width, channels), dtype, images.device).permute(0, 3, 1, 2)
+        return batch_memory(images.shape, dtype, images.device)
 
     def _numbers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """1 / (255 std) and -mean / std, float32 [1, 3, 1, 1]."""

@@ -48,7 +48,7 @@ class Stack(Sequence[Image]):
 
     Attributes:
         side: (height, width) of every image in px.
-        in_memory: To copy them takes no disk, no checksum, and no work of Python's for each.
+        in_memory: To copy them takes no disk and no checksum.
     """
 
     side: tuple[int, int]

@@ -7,7 +7,7 @@ too: of a list DALI takes each by itself, for microseconds of Python's lock.
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -28,6 +28,7 @@ from pipelines.engines.dali_inputs import Images, sizes_of, slot_inputs, view_in
 from pipelines.engines.device import DeviceRows, versions
 from pipelines.fit import WHOLE
 from pipelines.plan import Plan
+from pipelines.tensors import batch_memory
 
 BATCHES_AHEAD = 2
 FINISH_CHUNK = 16
@@ -56,12 +57,17 @@ class DaliEngine:
         # consumer's, and waiting for that here would wait for the whole training step that is queued there.
         self._gathering = torch.cuda.Stream(self.device) if gpu else None  # type: ignore[no-untyped-call]
         self._dali = Dali()
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="check")
-        self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
+        self._pool = self._pool_of("work", self.threads)
+        self._copier = self._pool_of("copy", 1)
         # These wait for the other threads, which must never wait for them.
-        self._preparing = ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="prepare")
+        self._preparing = self._pool_of("prepare", BATCHES_AHEAD)
         self._free: list[_Graph] = []
         self._closed = False
+
+    def _pool_of(self, name: str, count: int) -> ThreadPoolExecutor:
+        """A pool whose threads work on the engine's GPU: a new thread begins on the first one."""
+        on_gpu: dict[str, Any] = {"initializer": torch.cuda.set_device, "initargs": (self.device,)} if self.gpu else {}
+        return ThreadPoolExecutor(count, thread_name_prefix=name, **on_gpu)
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Rendered]:
         """Render jobs in order, `BATCHES_AHEAD` of them inside DALI. Several streams may be under way at once."""
@@ -120,28 +126,29 @@ class DaliEngine:
                     yield self._collect(waiting.popleft())
             while waiting:
                 yield self._collect(waiting.popleft())
-        except RuntimeError:  # a pipeline that failed is dead: DALI says so, and it is not used again
+        except GeneratorExit:  # the caller stopped early; DALI must not keep batches of the past
+            for fed in waiting:
+                assert fed.graph is not None
+                fed.graph.discard()
+            raise
+        except BaseException:  # a pipeline that failed is dead, and after an interrupt nobody knows what is inside
             leased.clear()
-            waiting.clear()
             raise
         finally:
             prepared.close()
-            for fed in waiting:  # the caller stopped early; DALI must not keep batches of the past
-                assert fed.graph is not None
-                if fed.graph.whole:
-                    fed.graph.discard()
             if not self._closed:
-                self._free.extend(graph for graph in leased.values() if graph.whole)
+                self._free.extend(leased.values())
 
     def _prepared(self, jobs: Iterable[Job]) -> Generator["_Fed", None, None]:
-        """Everything that DALI is to be given, `BATCHES_AHEAD` jobs ahead of it, in threads."""
+        """Everything that DALI is to be given; threads prepare the next `BATCHES_AHEAD` jobs meanwhile."""
         waiting: deque[Future[_Fed]] = deque()
         try:
             for job in jobs:
                 if isinstance(job.images, DeviceRows) and job.plan.is_plain:  # done in less than it takes to hand over
                     while waiting:
                         yield waiting.popleft().result()
-                    yield _Fed(job, job.images.gather(), {}, None, {}, 0.0)
+                    began = perf_counter()
+                    yield _Fed(job, job.images.gather(), {}, None, {}, perf_counter() - began)
                     continue
                 waiting.append(self._preparing.submit(self._prepare, job))
                 if len(waiting) > BATCHES_AHEAD:
@@ -149,8 +156,7 @@ class DaliEngine:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for left in waiting:
-                left.cancel()
+            wait([left for left in waiting if not left.cancel()])
 
     def _shown(self, fed: "_Fed") -> Rendered:
         """A job whose images are shown as they are, or mirrored: no graph is needed."""
@@ -193,7 +199,7 @@ class DaliEngine:
         crop = resize and (_cropped(plan) or self.spec.fit == "crop")
         if resize:
             inputs.update(view_inputs(images, plan, self.spec, views, crop=crop))
-        shape = GraphShape(encoded, there, resize, crop, views, plan.rounds, plan.slots)
+        shape = GraphShape(encoded, there and self.gpu, resize, crop, views, plan.rounds, plan.slots)
         for number in range(plan.rounds):
             inputs[f"flip{number}"] = plan.flip[number].astype(np.int32)
             for slot in range(plan.slots):
@@ -219,7 +225,11 @@ class DaliEngine:
         count = len(stack)
         flip = np.zeros(count, np.bool_) if flip is None else flip
         pool = self._copier if stack.one_thread else self._pool
-        host = torch.empty((count, *stack.side, 3), dtype=torch.uint8, pin_memory=self.gpu)
+        shape = (count, *stack.side, 3)
+        if self.gpu:
+            host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            host = batch_memory(shape, torch.uint8, self.device)
         out, parts = host.numpy(), 1 if stack.one_thread else min(self.threads, count)
 
         def copy(part: int) -> dict[int, str]:
@@ -293,8 +303,6 @@ class _Graph:
         # Results are copied on a stream of their own, so that they never wait for the consumer's queued work.
         self._copying = torch.cuda.Stream(device) if self._gpu else None  # type: ignore[no-untyped-call]
         self._first = True
-        self.whole = True
-        """False once an interrupt has come between two inputs of a batch: the queues no longer match."""
 
         @dali.pipeline_def(  # type: ignore[untyped-decorator]
             enable_conditionals=True,
@@ -313,20 +321,17 @@ class _Graph:
         """Start a batch."""
         # The first `schedule_run` of a pipeline runs as many batches as its queue is deep; later ones run a single one.
         copies = BATCHES_AHEAD if self._first else 1
-        self._first = self.whole = False
+        self._first = False
         for _ in range(copies):
             for name, data in inputs.items():
                 if isinstance(data, torch.Tensor):
-                    # As DLPack, which can be taken once: numpy arrays are given back by a thread of DALI's 1.34 that
-                    # has not taken Python's lock. The stream is one on which nothing is left to be done.
-                    capsule = dlpack.to_dlpack(data)  # type: ignore[attr-defined]
-                    self._pipeline.feed_input(name, capsule, cuda_stream=self._gathering)
+                    # The stream is one on which nothing is left to be done.
+                    self._pipeline.feed_input(name, _capsule(data), cuda_stream=self._gathering)
                 else:
                     self._pipeline.feed_input(name, data)
         self._pipeline.schedule_run()
         for _ in range(copies - 1):
             self.discard()
-        self.whole = True
 
     def discard(self) -> None:
         """Throw the oldest batch away."""
@@ -337,7 +342,7 @@ class _Graph:
         """The pixels of the oldest batch, in memory of their own: uint8 [rounds, count, size, size, 3]."""
         outputs = self._pipeline.share_outputs()
         with torch.cuda.stream(self._copying):  # does nothing for None
-            pixels = torch.empty((rounds, count, self._size, self._size, 3), dtype=torch.uint8, device=self._device)
+            pixels = batch_memory((rounds, count, self._size, self._size, 3), torch.uint8, self._device)
             for number, output in enumerate(outputs):
                 self._dali.feed_ndarray(output.as_tensor(), pixels[number], cuda_stream=self._copying)
         if self._copying is not None:
@@ -362,6 +367,16 @@ class _Fed:
     mirrored: bool = False
     """Flips have been done, too."""
     graph: _Graph | None = None
+
+
+def _capsule(images: torch.Tensor) -> Any:  # noqa: ANN401
+    """An array of images as DLPack, which can be taken once.
+
+    Not as a numpy array: a thread of DALI's 1.34 gives it back without having taken Python's lock. And one image goes
+    alone: PyTorch up to 2.9 gives a dimension of one a stride that 1.34 refuses.
+    """
+    to_dlpack = dlpack.to_dlpack  # type: ignore[attr-defined]
+    return [to_dlpack(images[0])] if len(images) == 1 else to_dlpack(images)
 
 
 def _capacity(count: int) -> int:

@@ -19,7 +19,7 @@ class GraphShape:
 
     Attributes:
         encoded: Files to decode; otherwise raw pixels.
-        there: Raw pixels lie on the graph's device already.
+        there: Raw pixels lie on the GPU already.
         resize: Images are fitted; otherwise they have the right size already.
         crop: Some placement shows only a part of its image.
         views: Number of placements per sample: 1, or one for each round where crops differ.
@@ -146,7 +146,7 @@ def build_graph(dali: Dali, shape: GraphShape, *, size: int, gpu: bool) -> tuple
         One node per round: uint8 HWC.
     """
     fn, types = dali.fn, dali.types
-    where = "gpu" if gpu and shape.there else "cpu"
+    where = "gpu" if shape.there else "cpu"
     image = fn.external_source(
         name="image", no_copy=True, device=where, ndim=1 if shape.encoded else 3, dtype=types.UINT8
     )

@@ -45,7 +45,7 @@ class MemorySource:
 
 
 class Pile(Stack):
-    """A stack in memory; some images damaged."""
+    """A stack that is read image by image, as one on a disk is; some of them damaged."""
 
     in_memory = False
 

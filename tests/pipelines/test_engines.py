@@ -539,7 +539,8 @@ def test_one_thread_makes_the_same_as_four(name):
 
 @pytest.mark.dali
 @pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")
-def test_an_interrupt_while_dali_is_fed_does_not_shift_later_batches(monkeypatch):
+@pytest.mark.parametrize("after", [False, True], ids=["half fed", "just fed"])
+def test_an_interrupt_while_dali_is_fed_does_not_shift_later_batches(monkeypatch, after):
     from pipelines.engines import dali as module
 
     engine = make_engine("dali", RenderSpec(SIZE), device="cpu")
@@ -548,8 +549,10 @@ def test_an_interrupt_while_dali_is_fed_does_not_shift_later_batches(monkeypatch
 
     def interrupted(self, inputs):
         if inputs["image"][0][0, 0, 0] == 3:
-            self.whole = False
-            self._pipeline.feed_input("image", inputs["image"])
+            if after:
+                real(self, inputs)
+            else:
+                self._pipeline.feed_input("image", inputs["image"])
             raise KeyboardInterrupt
         real(self, inputs)
 

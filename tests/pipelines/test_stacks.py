@@ -1,5 +1,7 @@
 """Stacks: raw images of one size, copied by threads; the pixels are those of the same images one by one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from tests.pipelines.small_sources import Pile
 
 pytestmark = pytest.mark.timeout(300)
 SIZE, COUNT = 32, 45
+SIDES = [SIZE, 40, 112]
+"""Right already; to be resized; so large that several threads share a batch."""
 NAMES = [
     "cpu",
     pytest.param(
@@ -41,7 +45,7 @@ def engine(request):
     made.close()
 
 
-@pytest.mark.parametrize("side", [SIZE, 40])
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("policy", [None, OPS14], ids=["plain", "ops"])
 @pytest.mark.parametrize("min_area", [1.0, 0.3])
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -54,7 +58,7 @@ def test_a_stack_is_its_images(engine, side, policy, min_area, rounds):
 
 
 @pytest.mark.parametrize("policy", [None, OPS14], ids=["plain", "ops"])
-@pytest.mark.parametrize("side", [SIZE, 40])
+@pytest.mark.parametrize("side", SIDES)
 def test_damaged_images_are_grey_and_reported(engine, policy, side):
     pile, plan, damaged = images(side), plan_of(policy, 1.0, 1), {0, 7, 8, COUNT - 1}
     ((found),) = engine.stream([Job(Pile(pile, damaged), plan, checked=True)])
@@ -86,6 +90,33 @@ def test_stacks_lists_and_rows_on_the_device_stay_in_order(engine):
     assert all(torch.equal(each.pixels, pixels) for each, pixels in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("policy", [None, OPS14], ids=["plain", "ops"])
+def test_what_is_made_of_a_stack(engine, policy, rounds):
+    pile, plan = images(SIZE), plan_of(policy, 1.0, rounds)
+    (shown,) = engine.stream([Job(Pile(pile), plan)])
+    (made,) = engine.stream([Job(Pile(pile, {3}), plan, finish=np.copy)])
+    assert list(made.errors) == [3]
+    assert made.products[3] is None
+    for index in set(range(COUNT)) - {3}:
+        for number in range(rounds):
+            assert np.array_equal(made.products[index][number], shown.pixels[number, index].numpy())
+
+
+def test_one_image_alone_with_the_strides_of_older_pytorch(engine, monkeypatch):
+    """Up to 2.9 it says 1 for the stride of a dimension of one, which DALI 1.34 refuses."""
+    real = torch.utils.dlpack.to_dlpack
+
+    def older(tensor):
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        return real(tensor.as_strided(tensor.shape, [1 if length == 1 else stride for length, stride in pairs]))
+
+    monkeypatch.setattr(torch.utils.dlpack, "to_dlpack", older)
+    pile, plan = images(SIZE, 1), plan_of(OPS14, 1.0, 1, 1)
+    stacked, listed = engine.stream([Job(Pile(pile), plan), Job(list(pile), plan)])
+    assert torch.equal(stacked.pixels, listed.pixels)
+
+
 def test_an_empty_stack(engine):
     plan = plan_of(None, 1.0, 1, 1).take(slice(0, 0))
     (found,) = engine.stream([Job(Pile(images(SIZE)[:0]), plan)])
@@ -114,3 +145,19 @@ def test_what_a_stack_raises_comes_out(engine):
 
     with pytest.raises(OSError, match="the disk is gone"):
         list(engine.stream([Job(Broken(images(SIZE)), plan_of(None, 1.0, 1))]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("policy", [None, OPS14], ids=["plain", "ops"])
+def test_memory_stays_where_it_is_though_the_caller_keeps_something_small_of_each_batch(engine, policy):
+    def mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    count = 1024
+    pile, plan = images(SIZE, 8)[np.arange(count) % 8], plan_of(policy, 1.0, 1, count)
+    stack, kept, seen = Pile(pile), [], []
+    for number, found in enumerate(engine.stream(Job(stack, plan) for _ in range(150))):
+        kept.append(found.pixels[0, :16, 0, 0, 0].clone())
+        if number in (20, 149):
+            seen.append(mib())
+    assert seen[1] - seen[0] < 100, "each batch has 3 MiB"

@@ -1,10 +1,13 @@
 """From levels to what a network eats."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torchvision import transforms
 
-from pipelines.tensors import IMAGENET_MEAN, IMAGENET_STD, TensorFormat
+from pipelines.tensors import IMAGENET_MEAN, IMAGENET_STD, TensorFormat, scale_and_offset
 
 LEVELS = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
 
@@ -38,6 +41,36 @@ def test_planes_on_demand(dtype):
     result = TensorFormat(dtype, channels_last=False)(images)
     assert result.is_contiguous()
     assert torch.equal(result, TensorFormat(dtype)(images))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_numbers_are_those_of_one_multiplication_and_addition(count, dtype, channels_last):
+    images = torch.randint(0, 256, (count, 5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scale, offset = scale_and_offset(IMAGENET_MEAN, IMAGENET_STD)
+    pixels = images.permute(0, 3, 1, 2)
+    expected = torch.addcmul(offset, pixels.to(torch.float32), scale).to(getattr(torch, dtype))
+    result = TensorFormat(dtype, channels_last=channels_last)(pixels)
+    assert torch.equal(result, expected)
+    assert result.dtype == expected.dtype
+    assert torch.equal(images, pixels.permute(0, 2, 3, 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_stays_where_it_is_though_the_caller_keeps_something_small_of_each_batch(dtype, channels_last):
+    def mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    wanted, kept, seen = TensorFormat(dtype, channels_last=channels_last), [], []
+    for number in range(300):
+        images = torch.from_numpy(np.full((128, 64, 64, 3), number % 256, np.uint8))
+        kept.append(wanted(images.permute(0, 3, 1, 2))[:, 0, 0, 0].clone())
+        if number in (20, 299):
+            seen.append(mib())
+    assert seen[1] - seen[0] < 100, "each batch has 6 MiB of float32"
 
 
 def test_levels_are_left_alone():
