@@ -24,9 +24,10 @@ def on_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
 def batch_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Uninitialised memory for a batch: a contiguous tensor.
 
-    Of the host it is numpy's. PyTorch's is aligned by posix_memalign, which leaves a gap before each block; where a
+    On the host it is numpy's. PyTorch's is aligned by posix_memalign, which leaves a gap before each block; where a
     caller keeps a few small tensors of each batch (labels, answers), they come to lie in what was freed, and the next
-    batch needs new memory: gigabytes in a thousand batches, with glibc.
+    batch needs new memory: gigabytes in a thousand batches, with glibc. Mixing, where nothing is kept of a batch, and
+    batches from which damaged samples are left out still take PyTorch's.
     """
     if device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -71,7 +72,8 @@ class TensorFormat:
             [n, 3, height, width] on the same device: the tensor itself where nothing is to be done.
         """
         if self.dtype == "uint8":
-            return images if self.channels_last else self._like(images, torch.uint8).copy_(images)
+            done = self.channels_last or images.is_contiguous()
+            return images if done else self._like(images, torch.uint8).copy_(images)
         scale, offset = self._numbers(images.device)
         floats = self._like(images, torch.float32).copy_(images)
         torch.addcmul(offset, floats, scale, out=floats)
@@ -79,9 +81,9 @@ class TensorFormat:
         return floats if dtype == torch.float32 else self._like(images, dtype).copy_(floats)
 
     def _like(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Memory for converted images: in the order of the engines', or in planes."""
+        """Memory for converted images: in their own order, or in planes."""
         n, channels, height, width = images.shape
-        if self.channels_last and images.permute(0, 2, 3, 1).is_contiguous():
+        if self.channels_last and images.stride(1) == 1:
             return batch_memory((n, height, width, channels), dtype, images.device).permute(0, 3, 1, 2)
         return batch_memory(images.shape, dtype, images.device)
 

@@ -18,19 +18,24 @@ from pipelines.sources import Lazy
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-class _RawRows(Lazy, Stack):
+class _RawRows(Stack):
     """Rows of raw pixels, see `pipelines.engines.base.Stack`."""
 
     in_memory = False
 
     def __init__(self, source: "CacheSource", rows: NDArray[np.int64]) -> None:
-        super().__init__(source.image, rows)
-        self._source, self._positions = source, rows
+        self._source, self._rows = source, rows
         self.side = (source.image_size, source.image_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        return self._source.image(int(self._rows[index]))
 
     def copy_to(self, start: int, flip: NDArray[np.bool_], out: NDArray[np.uint8]) -> dict[int, str]:
         """See `pipelines.engines.base.Stack`."""
-        errors = self._source.copy_raw(self._positions[start : start + len(flip)], flip, out)
+        errors = self._source.copy_raw(self._rows[start : start + len(flip)], flip, out)
         return {start + place: reason for place, reason in errors.items()}
 
 

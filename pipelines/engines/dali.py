@@ -7,7 +7,7 @@ too: of a list DALI takes each by itself, for microseconds of Python's lock.
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -101,7 +101,7 @@ class DaliEngine:
     def _rendered(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Rendered], None, None]:
         waiting: deque[_Fed] = deque()
         leased: dict[GraphShape, _Graph] = {}
-        prepared = self._prepared(jobs)
+        prepared, clean = self._prepared(jobs), False
         try:
             for fed in prepared:
                 if fed.shape is None:
@@ -126,17 +126,17 @@ class DaliEngine:
                     yield self._collect(waiting.popleft())
             while waiting:
                 yield self._collect(waiting.popleft())
+            clean = True
         except GeneratorExit:  # the caller stopped early; DALI must not keep batches of the past
             for fed in waiting:
                 assert fed.graph is not None
                 fed.graph.discard()
-            raise
-        except BaseException:  # a pipeline that failed is dead, and after an interrupt nobody knows what is inside
-            leased.clear()
+            clean = True
             raise
         finally:
             prepared.close()
-            if not self._closed:
+            # A pipeline that failed is dead, and after an interrupt nobody knows what is inside: both are dropped.
+            if clean and not self._closed:
                 self._free.extend(leased.values())
 
     def _prepared(self, jobs: Iterable[Job]) -> Generator["_Fed", None, None]:
@@ -156,7 +156,8 @@ class DaliEngine:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            wait([left for left in waiting if not left.cancel()])
+            for left in waiting:
+                left.cancel()
 
     def _shown(self, fed: "_Fed") -> Rendered:
         """A job whose images are shown as they are, or mirrored: no graph is needed."""

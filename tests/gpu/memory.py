@@ -5,7 +5,6 @@ set of this process. A leak is a slope: least squares over the later two thirds 
 """
 
 import gc
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from pipelines.plan import View
 from pipelines.resident import ResidentSource
 from tests.gpu.common import Record, Setting, has_dali
 from tests.gpu.engines import device_engine, policy_of
+from tests.memory import MIB, resident_bytes
 
-MIB = 1 << 20
 MOST_PER_CYCLE = 0.5
 """MiB that a cycle may leave behind: less than one batch, and what allocators do by themselves."""
 
@@ -32,8 +31,7 @@ def run(setting: Setting, record: Record) -> None:
 
 def host_mib() -> float:
     """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / MIB
+    return resident_bytes() / MIB
 
 
 def device_mib(setting: Setting) -> float:

@@ -175,23 +175,23 @@ def test_idle_share_over_windows():
 
 
 def test_a_sampler_sees_only_the_thread_that_opened_it():
-    def elsewhere(done):
+    def elsewhere():
         while not done.is_set():
             sum(range(1000))
 
-    def here(end):
-        while time.perf_counter() < end:
-            sum(range(1000))
+    def here():
+        sum(range(1000))
+        return any(": here, line" in place for place in tuple(sampler.seen))
 
     done = threading.Event()
-    other = threading.Thread(target=elsewhere, args=(done,))
+    other = threading.Thread(target=elsewhere, daemon=True)
     other.start()
-    with Sampler() as sampler:
-        here(time.perf_counter() + 0.3)
-        assert wait_until(lambda: sampler.looks > 20, 60)
-    done.set()
-    other.join()
-    assert any(": here, line" in place for place in sampler.seen)
+    try:
+        with Sampler() as sampler:
+            assert wait_until(here, 60)
+    finally:
+        done.set()
+        other.join()
     assert not any("elsewhere" in place for place in sampler.seen)
     shares = sampler.shares(3)
     assert 0 < sum(share for _, share in shares) <= 1

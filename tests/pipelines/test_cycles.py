@@ -1,7 +1,6 @@
 """Iterators may be made and dropped thousands of times: no thread, descriptor, segment or memory stays behind."""
 
 import gc
-import os
 import sys
 import threading
 import time
@@ -15,11 +14,11 @@ from pipelines.engines.dali_compat import dali_version
 from pipelines.mix import MixOptions
 from pipelines.plan import View
 from pipelines.resident import ResidentSource
+from tests.memory import MIB, resident_bytes
 from tests.pipelines.small_sources import MemorySource, loaders, png_folder, steps
 
 SIZE = 16
 COUNT = 24
-MIB = 2**20
 VIEW = View(flip=True, min_area=0.5)
 MIX = MixOptions(mixup=1.0, cutmix=1.0)
 needs_dali = [pytest.mark.dali, pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")]
@@ -39,11 +38,6 @@ def counts():
         "descriptors": entries("/proc/self/fd"),
         "segments": maps.count("/dev/shm/") + entries("/dev/shm"),
     }
-
-
-def resident_bytes():
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def settled(limit, seconds=30.0):

@@ -562,3 +562,24 @@ def test_an_interrupt_while_dali_is_fed_does_not_shift_later_batches(monkeypatch
             list(engine.stream(jobs))
     assert [result.pixels.unique().tolist() for result in engine.stream(jobs)] == [[level] for level in range(6)]
     engine.close()
+
+
+@pytest.mark.dali
+@pytest.mark.skipif(dali_version() is None, reason="DALI is not installed")
+def test_an_interrupt_while_a_stream_is_closed_does_not_shift_later_batches(monkeypatch):
+    from pipelines.engines import dali as module
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    engine = make_engine("dali", RenderSpec(SIZE), device="cpu")
+    jobs = [Job([np.full((SIZE, SIZE, 3), level, np.uint8)], nothing(1), tag=level) for level in range(6)]
+    list(engine.stream(jobs))
+    stream = engine.stream(jobs)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Graph, "discard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.close()
+    assert [result.pixels.unique().tolist() for result in engine.stream(jobs)] == [[level] for level in range(6)]
+    engine.close()

@@ -1,6 +1,6 @@
 """Stacks: raw images of one size, copied by threads; the pixels are those of the same images one by one."""
 
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from pipelines.engines.choose import make_engine
 from pipelines.engines.dali_compat import dali_version
 from pipelines.engines.device import DeviceRows
 from pipelines.plan import Stage, View, draw
+from tests.memory import MIB, resident_bytes
 from tests.pipelines.pictures import textured
 from tests.pipelines.small_sources import Pile
 
@@ -61,7 +62,7 @@ def test_a_stack_is_its_images(engine, side, policy, min_area, rounds):
 @pytest.mark.parametrize("side", SIDES)
 def test_damaged_images_are_grey_and_reported(engine, policy, side):
     pile, plan, damaged = images(side), plan_of(policy, 1.0, 1), {0, 7, 8, COUNT - 1}
-    ((found),) = engine.stream([Job(Pile(pile, damaged), plan, checked=True)])
+    (found,) = engine.stream([Job(Pile(pile, damaged), plan, checked=True)])
     (whole,) = engine.stream([Job(Pile(pile), plan, checked=True)])
     assert found.errors == {index: f"image {index} is damaged" for index in sorted(damaged)}
     for index in range(COUNT):
@@ -147,17 +148,14 @@ def test_what_a_stack_raises_comes_out(engine):
         list(engine.stream([Job(Broken(images(SIZE)), plan_of(None, 1.0, 1))]))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counted in /proc")
 @pytest.mark.parametrize("policy", [None, OPS14], ids=["plain", "ops"])
 def test_memory_stays_where_it_is_though_the_caller_keeps_something_small_of_each_batch(engine, policy):
-    def mib():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
     count = 1024
     pile, plan = images(SIZE, 8)[np.arange(count) % 8], plan_of(policy, 1.0, 1, count)
     stack, kept, seen = Pile(pile), [], []
     for number, found in enumerate(engine.stream(Job(stack, plan) for _ in range(150))):
         kept.append(found.pixels[0, :16, 0, 0, 0].clone())
         if number in (20, 149):
-            seen.append(mib())
-    assert seen[1] - seen[0] < 100, "each batch has 3 MiB"
+            seen.append(resident_bytes())
+    assert seen[1] - seen[0] < 100 * MIB, "each batch has 3 MiB"

@@ -1,6 +1,6 @@
 """From levels to what a network eats."""
 
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torchvision import transforms
 
 from pipelines.tensors import IMAGENET_MEAN, IMAGENET_STD, TensorFormat, scale_and_offset
+from tests.memory import MIB, resident_bytes
 
 LEVELS = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
 
@@ -57,24 +58,28 @@ def test_the_numbers_are_those_of_one_multiplication_and_addition(count, dtype, 
     assert torch.equal(images, pixels.permute(0, 2, 3, 1))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counted in /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_memory_stays_where_it_is_though_the_caller_keeps_something_small_of_each_batch(dtype, channels_last):
-    def mib():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
     wanted, kept, seen = TensorFormat(dtype, channels_last=channels_last), [], []
     for number in range(300):
         images = torch.from_numpy(np.full((128, 64, 64, 3), number % 256, np.uint8))
         kept.append(wanted(images.permute(0, 3, 1, 2))[:, 0, 0, 0].clone())
         if number in (20, 299):
-            seen.append(mib())
-    assert seen[1] - seen[0] < 100, "each batch has 6 MiB of float32"
+            seen.append(resident_bytes())
+    assert seen[1] - seen[0] < 100 * MIB, "each batch has 6 MiB of float32"
 
 
 def test_levels_are_left_alone():
     assert TensorFormat()(LEVELS) is LEVELS
+    assert TensorFormat(channels_last=False)(LEVELS) is LEVELS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_part_of_images_keeps_their_order(dtype):
+    part = torch.zeros((2, 9, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)[:, :, 2:7, 1:6]
+    assert TensorFormat(dtype)(part).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
